@@ -1,0 +1,306 @@
+"""The arithmetic of burst neurons and lateral-inhibition pooling, as pure functions on explicit state.
+
+Every backend is tested against these functions. Notation: input current z, membrane potential v,
+threshold θ, most spikes per step Γ, spike count n, weighted output y = θ·n.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "burst_multi_step",
+    "burst_step",
+    "gated_pool_multi_step",
+    "gated_pool_step",
+    "li_pool_multi_step",
+    "li_pool_step",
+    "per_channel",
+]
+
+Surrogate = Callable[[Tensor], Tensor]
+Pool = Callable[[Tensor], Tensor]
+IndexPool = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def per_channel(value: Tensor, dim: int) -> Tensor:
+    """View a parameter so that it broadcasts over a state of ``dim`` dimensions ``[N, C, ...]``.
+
+    A one-dimensional ``value`` belongs to the channels (dimension 1); scalars and per-neuron values
+    (shape of one sample) broadcast as they are.
+
+    Args:
+        value: scalar, ``[C]``, or any shape that broadcasts to one sample.
+        dim: number of dimensions of the state, batch included.
+
+    Example:
+        >>> per_channel(torch.ones(3), dim=4).shape
+        torch.Size([3, 1, 1])
+    """
+    return value.view(-1, *[1] * (dim - 2)) if value.dim() == 1 and dim > 2 else value
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to see what is done with these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _count(
+    level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Surrogate | None
+) -> Tensor:
+    """Spike count for ``level`` = v/θ; differentiable when a surrogate is given."""
+    lowest = 0.0 if sent is None else -max_spikes
+    if surrogate is None:
+        count = level.floor().clamp(lowest, max_spikes)
+    else:
+        # floor is a staircase: one Heaviside, hence one surrogate, for each of its steps.
+        count = torch.full_like(level, lowest)
+        for step in range(int(lowest) + 1, int(max_spikes) + 1):
+            count = count + surrogate(level - step)
+    return count if sent is None else torch.maximum(count, -sent)
+
+
+def burst_step(
+    z: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    max_spikes: float = 1,
+    *,
+    shift: Tensor | None = None,
+    sent: Tensor | None = None,
+    surrogate: Surrogate | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""One time step of the burst neuron.
+
+    .. math::
+        m = v + z + \text{shift}, \quad
+        n = \mathrm{clip}(\lfloor m / \theta \rfloor, 0, \Gamma), \quad
+        y = \theta n, \quad v \leftarrow m - y
+
+    With ``sent`` (the count emitted so far, S) spikes may be negative, but never take back more than
+    was sent: n = max(clip(⌊m/θ⌋, −Γ, Γ), −S), S ← S + n.
+
+    Args:
+        z: input current ``[N, ...]``.
+        v: membrane potential, shape of ``z``.
+        threshold: θ > 0; broadcasts to ``z``.
+        max_spikes: Γ ≥ 1, ``math.inf`` allowed unless ``surrogate`` is given.
+        shift: constant input current added at every step; broadcasts to ``z``.
+        sent: spike count so far, shape of ``z``; ``None`` for unsigned spikes.
+        surrogate: a SpikingJelly surrogate function (applied to m/θ − k for every level k), or
+            ``None`` for the plain staircase.
+
+    Returns:
+        Weighted output y, new membrane potential, new spike count (``None`` if unsigned).
+
+    Source: Li & Zeng, "Efficient and accurate conversion of spiking neural network with burst
+    spikes", IJCAI 2022. Signed spikes: Wang et al., "Signed neuron with memory", IJCAI 2022; Hu et
+    al., "Fast-SNN", TPAMI 2023.
+
+    Example:
+        >>> y, v, _ = burst_step(torch.tensor([2.5]), torch.zeros(1), torch.tensor(1.0), 4)
+        >>> y.item(), v.item()
+        (2.0, 0.5)
+    """
+    m = v + z
+    if shift is not None:
+        m = m + shift
+    count = _count(m / threshold, max_spikes, sent, surrogate)
+    y = threshold * count
+    return y, m - y, None if sent is None else sent + count
+
+
+def burst_multi_step(
+    z_seq: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    max_spikes: float = 1,
+    *,
+    shift: Tensor | None = None,
+    sent: Tensor | None = None,
+    surrogate: Surrogate | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """T time steps of the burst neuron; equal to T calls of :func:`burst_step`, bit for bit.
+
+    Args:
+        z_seq: input current ``[T, N, ...]``.
+        v: membrane potential before the first step ``[N, ...]``.
+        threshold: as in :func:`burst_step`.
+        max_spikes: as in :func:`burst_step`.
+        shift: as in :func:`burst_step`.
+        sent: as in :func:`burst_step`.
+        surrogate: as in :func:`burst_step`.
+
+    Returns:
+        Weighted outputs ``[T, N, ...]``, membrane potential and spike count after the last step.
+
+    Source: as :func:`burst_step`.
+
+    Example:
+        >>> z_seq = torch.full((4, 1), 0.5)
+        >>> y_seq, v, _ = burst_multi_step(z_seq, torch.zeros(1), torch.tensor(1.0))
+        >>> y_seq.flatten().tolist()
+        [0.0, 1.0, 0.0, 1.0]
+    """
+    if needs_grad(z_seq, v, threshold, shift):
+        outputs = []
+        for z in z_seq:
+            y, v, sent = burst_step(
+                z, v, threshold, max_spikes, shift=shift, sent=sent, surrogate=surrogate
+            )
+            outputs.append(y)
+        return torch.stack(outputs), v, sent
+
+    # The same operations in the same order, on buffers that are allocated once.
+    y_seq = torch.empty(z_seq.shape, dtype=torch.result_type(z_seq, threshold), device=z_seq.device)
+    v = v.clone(memory_format=torch.contiguous_format)
+    count = torch.empty_like(v)
+    negated = None if sent is None else -sent
+    lowest = 0.0 if sent is None else -max_spikes
+    for z, y in zip(z_seq, y_seq, strict=True):
+        v += z
+        if shift is not None:
+            v += shift
+        torch.div(v, threshold, out=count)
+        count.floor_().clamp_(lowest, max_spikes)
+        if negated is not None:
+            torch.maximum(count, negated, out=count)
+            negated -= count
+        torch.mul(count, threshold, out=y)
+        v -= y
+    return y_seq, v, None if negated is None else -negated
+
+
+def li_pool_step(
+    x: Tensor, total: Tensor, pooled: Tensor, pool: Pool
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""One step of lateral-inhibition pooling: what max-pooling of the running total gained.
+
+    .. math::
+        \text{out}(t) = \mathrm{maxpool}\Big(\sum_{s \le t} x(s)\Big)
+                      - \mathrm{maxpool}\Big(\sum_{s \le t-1} x(s)\Big)
+
+    so that Σ out = maxpool(Σ x) at every T, for every kernel, stride, padding, dilation and
+    adaptive size. Equal to the published winner-takes-all recursion (q_i += x_i; out = max q;
+    q_i −= out) wherever that is defined; the closed form is our own derivation.
+
+    Args:
+        x: weighted spikes or currents ``[N, C, ...]``.
+        total: Σ x so far, shape of ``x``.
+        pooled: maxpool(total), or zeros before the first step.
+        pool: any max-pooling callable.
+
+    Returns:
+        Output, new total, new pooled total.
+
+    Source: Li & Zeng, IJCAI 2022 (LIPooling).
+
+    Example:
+        >>> pool = torch.nn.MaxPool1d(2)
+        >>> out, total, pooled = li_pool_step(
+        ...     torch.tensor([[[1.0, 0.0]]]), torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), pool)
+        >>> out, total, pooled = li_pool_step(torch.tensor([[[0.0, 1.0]]]), total, pooled, pool)
+        >>> out.item()
+        0.0
+    """
+    total = total + x
+    now = pool(total)
+    return now - pooled, total, now
+
+
+def li_pool_multi_step(
+    x_seq: Tensor, total: Tensor, pooled: Tensor, pool: Pool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """T steps of :func:`li_pool_step`, with one pooling call for all of them.
+
+    Args:
+        x_seq: weighted spikes or currents ``[T, N, C, ...]``.
+        total: Σ x before the first step ``[N, C, ...]``.
+        pooled: maxpool(total), or zeros before the first step.
+        pool: any max-pooling callable.
+
+    Returns:
+        Outputs ``[T, N, C, ...]``, total and pooled total after the last step.
+
+    Source: as :func:`li_pool_step`.
+
+    Example:
+        >>> x_seq = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 2.0]]]])
+        >>> out, *_ = li_pool_multi_step(
+        ...     x_seq, torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), torch.nn.MaxPool1d(2))
+        >>> out.flatten().tolist()
+        [1.0, 1.0]
+    """
+    totals = []
+    # Not cumsum: it may accumulate in another precision or order than single steps do.
+    for x in x_seq:
+        total = total + x
+        totals.append(total)
+    now = pool(torch.stack(totals).flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+    return torch.diff(now, dim=0, prepend=pooled.unsqueeze(0)), total, now[-1]
+
+
+def _winners(x: Tensor, index: Tensor, spatial: int) -> Tensor:
+    """Values of ``x`` at the flat spatial ``index`` that a max-pooling returned."""
+    return x.flatten(-spatial).gather(-1, index.flatten(-spatial)).view_as(index)
+
+
+def gated_pool_step(
+    x: Tensor, total: Tensor, pool: IndexPool, spatial: int
+) -> tuple[Tensor, Tensor]:
+    r"""One step of gated max-pooling: pass the spikes of the input with the largest total so far.
+
+    .. math::
+        \text{out}(t) = x_{i^*}(t), \quad i^* = \arg\max_i \sum_{s \le t} x_i(s)
+
+    Args:
+        x: weighted spikes ``[N, C, ...]``.
+        total: Σ x so far, shape of ``x``.
+        pool: a max-pooling that returns ``(values, indices)``.
+        spatial: number of pooled dimensions.
+
+    Returns:
+        Output, new total.
+
+    Source: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient
+    event-driven networks", Frontiers in Neuroscience 2017.
+
+    Example:
+        >>> pool = torch.nn.MaxPool1d(2, return_indices=True)
+        >>> out, total = gated_pool_step(
+        ...     torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[3.0, 0.0]]]), pool, spatial=1)
+        >>> out.item()
+        0.0
+    """
+    total = total + x
+    return _winners(x, pool(total)[1], spatial), total
+
+
+def gated_pool_multi_step(
+    x_seq: Tensor, total: Tensor, pool: IndexPool, spatial: int
+) -> tuple[Tensor, Tensor]:
+    """T steps of :func:`gated_pool_step`.
+
+    Args:
+        x_seq: weighted spikes ``[T, N, C, ...]``.
+        total: Σ x before the first step ``[N, C, ...]``.
+        pool: a max-pooling that returns ``(values, indices)``.
+        spatial: number of pooled dimensions.
+
+    Returns:
+        Outputs ``[T, N, C, ...]`` and the total after the last step.
+
+    Source: as :func:`gated_pool_step`.
+
+    Example:
+        >>> pool = torch.nn.MaxPool1d(2, return_indices=True)
+        >>> x_seq = torch.tensor([[[[2.0, 0.0]]], [[[0.0, 1.0]]]])
+        >>> gated_pool_multi_step(x_seq, torch.zeros(1, 1, 2), pool, 1)[0].flatten().tolist()
+        [2.0, 0.0]
+    """
+    outputs = []
+    for x in x_seq:
+        out, total = gated_pool_step(x, total, pool, spatial)
+        outputs.append(out)
+    return torch.stack(outputs), total
