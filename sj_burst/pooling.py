@@ -65,6 +65,8 @@ class LIPool(TemporalModule):
         [1.0, 1.0]
     """
 
+    keeps_constant = True  # a constant input gives a constant output
+
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)
         if not isinstance(pool, MAX_POOLS):
@@ -125,6 +127,8 @@ class GatedPool(TemporalModule):
         >>> pool(torch.tensor([[[[2.0, 0.0]]], [[[0.0, 1.0]]]])).flatten().tolist()
         [2.0, 0.0]
     """
+
+    keeps_constant = True  # a constant input gives a constant output
 
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)

@@ -23,6 +23,8 @@ class TemporalModule(base.MemoryModule):
     time axis itself. Otherwise it follows SpikingJelly's convention, ``[T, N, ...]``.
     """
 
+    keeps_constant = False  # whether a constant input gives a constant output
+
     def __init__(self, step_mode: str = "s") -> None:
         super().__init__()
         self.window: Window | None = None

@@ -1,0 +1,256 @@
+"""Refuse what would convert to a silently wrong network, with every reason at once."""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..pooling import MAX_POOLS
+from .standardize import describe, unsupported_message
+from .trace import LEAVES, depends_on_input, record, source_line
+
+__all__ = ["check_batch_independent", "check_equal", "check_supported"]
+
+# A firing rate passes exactly through an affine map: the mean of its outputs over time is its
+# output for the mean. These are affine in eval mode.
+AFFINE_MODULES: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+)
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh)
+
+AFFINE_FUNCTIONS = {
+    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.getitem),
+    *(torch.add, torch.sub, torch.neg, torch.cat, torch.concat, torch.stack, torch.chunk),
+    *(torch.split, torch.flatten, torch.unflatten, torch.reshape, torch.permute, torch.transpose),
+    *(torch.squeeze, torch.unsqueeze, torch.mean, torch.sum, torch.narrow, torch.select),
+    *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select),
+    *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
+    *(F.fold, F.unfold, torch.channel_shuffle),
+    *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
+}
+# Linear in one operand when the others do not depend on the input.
+PRODUCTS = {
+    *(operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.matmul),
+    *(torch.mul, torch.div, torch.matmul, torch.bmm, torch.einsum, F.linear),
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+}
+AFFINE_METHODS = {
+    *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
+    *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
+    *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
+    *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile"),
+}
+PRODUCT_METHODS = {"mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide"}
+_DIVISIONS = {operator.truediv, operator.itruediv, torch.div, "div", "div_", "true_divide"}
+
+REMEDIES = {
+    "softmax": "return the logits instead; the class of the maximum is the same",
+    "logsigmoid": "return the logits instead",
+    "sigmoid": "return the logits instead, or retrain a gate without it",
+    "silu": "retrain with ReLU, which is the function a spiking neuron computes",
+    "gelu": "retrain with ReLU, which is the function a spiking neuron computes",
+    "elu": "retrain with ReLU, which is the function a spiking neuron computes",
+    "leaky": "retrain with ReLU, which is the function a spiking neuron computes",
+    "prelu": "retrain with ReLU, which is the function a spiking neuron computes",
+    "hardswish": "retrain with ReLU or ReLU6",
+    "tanh": "retrain with ReLU",
+    "norm": "use BatchNorm with running statistics, which is affine in eval mode",
+    "mul": "a product of two activations is not a rate; use a sum, or drop the gate",
+    "dropout": "use nn.Dropout, which is dropped",
+}
+_DEFAULT_REMEDY = "replace it by ReLU, max-pooling or an affine operation, or move it after the SNN"
+
+
+def _problem(
+    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], dynamic: set[fx.Node]
+) -> str | None:
+    """What is wrong with one node, or None."""
+    operands = [n for n in node.all_input_nodes if n in dynamic and isinstance(values[n], Tensor)]
+    if node.op == "call_module":
+        return _module_problem(gm.get_submodule(str(node.target)))
+    if node.op not in ("call_function", "call_method") or not _has_tensor(values[node]):
+        return None
+    if not operands and not any(n in dynamic and _has_tensor(values[n]) for n in node.all_input_nodes):
+        return None  # constants may be computed in any way
+    products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
+    if node.target in products:
+        several = len(operands) > 1 or _occurrences(node, operands) > 1
+        divisor = node.target in _DIVISIONS and (not node.args or node.args[0] not in operands)
+        return REMEDIES["mul"] if several or divisor else None
+    affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS
+    return None if node.target in affine else _remedy(str(describe(gm, node)))
+
+
+def _module_problem(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Sequential):
+        return next(filter(None, map(_module_problem, module)), None)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return "it has no running statistics, so it mixes the samples of a batch; train with them"
+    if isinstance(module, nn.Upsample) and module.mode not in _LINEAR_UPSAMPLING:
+        return f"mode {module.mode!r} is not supported; use one of {sorted(_LINEAR_UPSAMPLING)}"
+    allowed = (*AFFINE_MODULES, *ACTIVATIONS, *MAX_POOLS, *LEAVES)
+    return None if isinstance(module, allowed) else _remedy(type(module).__name__)
+
+
+_LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
+
+
+def _remedy(name: str) -> str:
+    name = name.lower()
+    return next((text for key, text in REMEDIES.items() if key in name), _DEFAULT_REMEDY)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Tensor)
+
+
+def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
+    return sum(argument in operands for argument in (*node.args, *node.kwargs.values()))
+
+
+def check_supported(gm: fx.GraphModule, x: Tensor) -> None:
+    """Raise one error that lists every node no spiking network can compute.
+
+    Args:
+        gm: a standardized graph.
+        x: example input ``[N, ...]``.
+
+    Raises:
+        ValueError: names each node, its type, its source line and what to do instead.
+
+    Example:
+        >>> from sj_burst.graph import standardize
+        >>> x = torch.rand(2, 3)
+        >>> check_supported(standardize(nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), x), x)
+        Traceback (most recent call last):
+        ValueError: 1 operation(s) cannot be converted to spikes:
+          - 1 (Sigmoid module): return the logits instead, or retrain a gate without it
+    """
+    values = record(gm, x)
+    dynamic = depends_on_input(gm)
+    problems = []
+    for node in gm.graph.nodes:
+        if problem := _problem(gm, node, values, dynamic):
+            where = source_line(node) if node.op != "call_module" else ""
+            name = node.target if node.op == "call_module" else node.name
+            at = f", {where}" if where else ""
+            problems.append(f"{name} ({describe(gm, node)}{at}): {problem}")
+    if problems:
+        raise ValueError(unsupported_message(problems))
+
+
+def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
+    """Raise if an operator mixes the samples of a batch: time steps would mix with them.
+
+    The graph runs on the batch and on the batch followed by its reverse; the second half of each
+    node's rows must be the first half reversed.
+
+    Args:
+        gm: a standardized graph.
+        x: example input ``[N, ...]``, N ≥ 2.
+
+    Raises:
+        ValueError: names the first operator that fails.
+
+    Example:
+        >>> from sj_burst.graph import standardize
+        >>> class Centre(nn.Module):
+        ...     def forward(self, x):
+        ...         return x - x.mean(0)
+        >>> x = torch.rand(2, 3)
+        >>> check_batch_independent(standardize(Centre(), x), x)
+        Traceback (most recent call last):
+        ValueError: mean (Tensor.mean) mixes the samples of a batch, ...
+    """
+    single = record(gm, x)
+    try:
+        doubled = record(gm, torch.cat([x, x.flip(0)]))
+    except RuntimeError as error:
+        raise ValueError(
+            "the network runs only at the batch size of its loader, but time steps are folded into "
+            f"the batch; replace fixed batch sizes, as in view({len(x)}, -1), by x.size(0): {error}"
+        ) from error
+    dynamic = depends_on_input(gm)
+    for node, value in single.items():
+        if node not in dynamic or not isinstance(value, Tensor):
+            continue
+        expected = torch.cat([value, value.flip(0)]) if value.dim() else value
+        other = doubled[node]
+        if other.shape != expected.shape or not _close(other, expected, 1e-3):
+            where = source_line(node)
+            raise ValueError(
+                f"{node.name} ({describe(gm, node)}{', ' + where if where else ''}) mixes the "
+                "samples of a batch, which a folded time axis does not allow; make each sample's "
+                "result depend on that sample alone"
+            )
+
+
+def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: float = 1e-4) -> None:
+    """Raise if a graph does not compute what the network computes.
+
+    Args:
+        gm: a rewritten graph.
+        model: the network it came from; runs in eval mode, and its mode is put back.
+        x: example input ``[N, ...]``.
+        tolerance: largest difference, relative to the largest output.
+
+    Raises:
+        ValueError: with the relative difference.
+
+    Example:
+        >>> from sj_burst.graph import standardize
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
+    """
+    expected, got = evaluate(model, x), gm(x)
+    if not isinstance(expected, Tensor):
+        raise ValueError(
+            f"the network must return one tensor, it returned {type(expected).__name__}; wrap it in "
+            "a module that returns the output to be converted"
+        )
+    if not expected.isfinite().all():
+        raise ValueError("the network's output has NaN or infinite values; check weights and input")
+    if expected.shape != got.shape or not _close(got, expected, tolerance):
+        difference = "shape" if expected.shape != got.shape else f"{_difference(got, expected):.2g}"
+        raise ValueError(
+            f"the traced graph differs from the network (relative difference: {difference}); an "
+            "in-place operation on a tensor that is read again is the usual cause: write it out of "
+            "place (x = x + y)"
+        )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor) -> Any:
+    """Output of ``model`` in eval mode; the training flags of its modules are put back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return model.eval()(x)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item()
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return a.numel() == 0 or _difference(a, b) <= tolerance

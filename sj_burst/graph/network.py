@@ -1,0 +1,68 @@
+"""The spiking network: a graph that knows how to fold time into the batch."""
+
+from typing import Any
+
+from spikingjelly.activation_based import base
+from torch import Tensor, fx, nn
+
+from ..temporal import TemporalModule, Window
+
+__all__ = ["SpikingNetwork"]
+
+
+class SpikingNetwork(nn.Module, base.StepModule):
+    """A converted network.
+
+    Only neurons, pooling and encoders know about time. In step mode ``"s"`` the graph runs as it
+    is, one step a call. In ``"m"`` an input ``[T, N, ...]`` is folded to ``[T·N, ...]``, stateless
+    operators run on that batch untouched, and stateful modules unfold the time axis themselves.
+    SpikingJelly's ``functional.reset_net`` and ``functional.set_step_mode`` work as on any network.
+
+    Args:
+        graph: the converted graph.
+        options: the recipe's options, for the record (and for saving).
+
+    Example:
+        >>> import torch
+        >>> from sj_burst import BurstIFNode
+        >>> net = SpikingNetwork(fx.symbolic_trace(nn.Sequential(nn.Flatten())), {})
+        >>> net.step_mode = "m"
+        >>> net(torch.ones(4, 2, 3, 3)).shape
+        torch.Size([4, 2, 9])
+    """
+
+    def __init__(self, graph: fx.GraphModule, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.options = options
+        self._step_mode = "s"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``."""
+        if self.step_mode == "s":
+            return self.graph(x)
+        steps, batch = x.shape[:2]
+        return self._run(x.flatten(0, 1), Window(steps, batch))
+
+    def hold(self, x: Tensor, time_steps: int) -> Tensor:
+        """Present the same input ``[N, ...]`` for T more steps; returns ``[T, N, ...]``.
+
+        What comes before the first neuron is computed once. The membrane potentials go on from
+        where they are, so T may be cut into chunks at will. Works in either step mode.
+        """
+        return self._run(x, Window(time_steps, len(x)))
+
+    def _run(self, x: Tensor, window: Window) -> Tensor:
+        modules = self.temporal_modules()
+        modes = [module.step_mode for module in modules]
+        try:
+            for module in modules:
+                module.window, module.step_mode = window, "m"
+            return self.graph(x).unflatten(0, window)
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.window, module.step_mode = None, mode
+
+    def temporal_modules(self) -> list[TemporalModule]:
+        """The modules that carry state from step to step."""
+        return [m for m in self.graph.modules() if isinstance(m, TemporalModule)]

@@ -1,0 +1,118 @@
+"""Tracing a network, and evaluating a traced graph node by node."""
+
+import copy
+import inspect
+import os
+import re
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+__all__ = [
+    "LEAVES",
+    "activation_names",
+    "call_sites",
+    "depends_on_input",
+    "is_module",
+    "record",
+    "source_line",
+    "trace",
+]
+
+# Modules outside torch.nn that tracing must not look into; training/ adds its activations.
+LEAVES: list[type[nn.Module]] = []
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, tuple(LEAVES)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace a deep copy of ``model`` in eval mode; arguments with defaults keep their defaults.
+
+    Raises:
+        ValueError: if the forward cannot be traced, or takes more than one input.
+    """
+    model = copy.deepcopy(model).eval()
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if len(required) != 1:
+        raise ValueError(
+            f"{type(model).__name__}.forward must take exactly one input without a default, it "
+            f"takes {required}; wrap the network in a module whose forward takes one tensor"
+        )
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model, concrete_args=defaults or None)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced ({error}); its forward must not branch on "
+            "tensor values: move such code out of forward, or convert the part after it"
+        ) from error
+    for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
+        _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
+    return fx.GraphModule(tracer.root, graph)
+
+
+def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase_with_users(graph, user)
+    graph.erase_node(node)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        # In-place operators may overwrite what an earlier node returned.
+        self.values[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
+    """Value of every node for the input ``x``."""
+    recorder = _Recorder(gm)
+    recorder.run(x)
+    return recorder.values
+
+
+def source_line(node: fx.Node) -> str:
+    """Where the user's code made this node, as ``file:line``, or an empty string."""
+    frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
+    frames = [(file, line) for file, line in frames if "/torch/" not in file.replace(os.sep, "/")]
+    return f"{os.path.basename(frames[-1][0])}:{frames[-1][1]}" if frames else ""
+
+
+def is_module(gm: fx.GraphModule, node: fx.Node, kinds: Any) -> bool:
+    """Whether ``node`` calls a module of one of these types."""
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), kinds)
+
+
+def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose value depends on the network's input."""
+    found: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def call_sites(gm: fx.GraphModule, target: object) -> int:
+    """How often a module is called in the graph."""
+    return sum(node.op == "call_module" and node.target == target for node in gm.graph.nodes)
+
+
+def activation_names(gm: fx.GraphModule) -> list[str]:
+    """Names of the activation modules of a standardized graph, in order of execution."""
+    return [str(n.target) for n in gm.graph.nodes if is_module(gm, n, (nn.ReLU, nn.Hardtanh))]
