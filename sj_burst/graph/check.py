@@ -176,7 +176,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         >>> x = torch.rand(2, 3)
         >>> check_batch_independent(standardize(Centre(), x), x)
         Traceback (most recent call last):
-        ValueError: mean (Tensor.mean) mixes the samples of a batch, ...
+        ValueError: mean (Tensor.mean, ...) mixes the samples of a batch, which ...
     """
     single = record(gm, x)
     try:

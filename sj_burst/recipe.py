@@ -1,0 +1,330 @@
+"""The conversion recipe, its options, and the published settings by name."""
+
+import copy
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import ann2snn
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from .graph import (
+    SpikingNetwork,
+    check_batch_independent,
+    check_equal,
+    check_supported,
+    fuse,
+    standardize,
+)
+from .graph.hold import hold_constants
+from .graph.trace import activation_names, is_module
+from .loader import batches, check_loader, take
+from .neuron import BurstIFNode, check_max_spikes
+from .pooling import MAX_POOLS, POOLING_RULES, spiking_pool
+from .potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
+from .threshold import THRESHOLD_RULES, ActivationStatistics, fit_threshold, parse_percentile
+from .transfer import Transfer
+
+__all__ = ["PRESETS", "BurstRecipe", "Options"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything that a conversion may vary; see README for the table.
+
+    Args:
+        time_steps: T that thresholds and potentials are fitted for; the network runs any number.
+        max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
+            patterns (``fnmatch``) to such values, of which the first match counts.
+        threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"`` or ``"gaussian"``.
+        channel_wise: a threshold for each channel, else one for the layer.
+        potential: initial membrane potential, ``"zero"``, ``"half"`` or ``"ann"``.
+        max_pool: ``"lateral_inhibition"``, ``"gated"``, ``"spike"`` or ``"average"``.
+        inactivated_spikes: ``"signed"`` lets a neuron take spikes back, ``"allow"`` does not.
+
+    Raises:
+        ValueError: names the option, the value received and what is allowed.
+        TypeError: for a value of the wrong type.
+
+    Example:
+        >>> Options(threshold="median")
+        Traceback (most recent call last):
+        ValueError: threshold must be one of ['max', 'mse', 'gaussian'] or a percentile such as ...
+    """
+
+    time_steps: int = 8
+    max_spikes: float | Mapping[str, float] = 4
+    threshold: str = "mse"
+    channel_wise: bool = True
+    potential: str = "half"
+    max_pool: str = "lateral_inhibition"
+    inactivated_spikes: str = "signed"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.time_steps, bool) or not isinstance(self.time_steps, int):
+            raise TypeError(f"time_steps must be an integer ≥ 1, got {self.time_steps!r}")
+        if self.time_steps < 1:
+            raise ValueError(f"time_steps must be an integer ≥ 1, got {self.time_steps}")
+        if isinstance(self.max_spikes, Mapping):
+            if not self.max_spikes:
+                raise ValueError("max_spikes is an empty mapping; give a number, or {'*': 1}")
+            object.__setattr__(
+                self, "max_spikes", {k: check_max_spikes(v) for k, v in self.max_spikes.items()}
+            )
+        else:
+            object.__setattr__(self, "max_spikes", check_max_spikes(self.max_spikes))
+        if not isinstance(self.threshold, str) or (
+            self.threshold not in THRESHOLD_RULES and parse_percentile(self.threshold) is None
+        ):
+            raise ValueError(
+                f"threshold must be one of {list(THRESHOLD_RULES)} or a percentile such as "
+                f"'99.9%', got {self.threshold!r}"
+            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not isinstance(self.channel_wise, bool):
+            raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
+        if self.threshold in ("mse", "gaussian") and math.inf in self._all_max_spikes():
+            raise ValueError(
+                f"threshold={self.threshold!r} divides by max_spikes, which is infinite; give a "
+                "finite max_spikes, or use threshold='max' or a percentile"
+            )
+
+    def _all_max_spikes(self) -> list[float]:
+        gamma = self.max_spikes
+        return list(gamma.values()) if isinstance(gamma, Mapping) else [gamma]
+
+    def max_spikes_of(self, layers: Iterable[str]) -> dict[str, float]:
+        """Γ for each layer.
+
+        Raises:
+            ValueError: if a pattern matches no layer, or a layer no pattern.
+        """
+        layers = list(layers)
+        if not isinstance(self.max_spikes, Mapping):
+            return dict.fromkeys(layers, self.max_spikes)
+        found: dict[str, float] = {}
+        for pattern, value in self.max_spikes.items():
+            matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+            if not matches:
+                raise ValueError(f"max_spikes: {pattern!r} matches none of the layers {layers}")
+            for name in matches:
+                found.setdefault(name, value)
+        if missing := [name for name in layers if name not in found]:
+            raise ValueError(f"max_spikes: no pattern matches {missing}; add '*': 1 as the last one")
+        return found
+
+
+_CHOICES: dict[str, list[str]] = {
+    "potential": list(POTENTIAL_RULES),
+    "max_pool": list(POOLING_RULES),
+    "inactivated_spikes": ["allow", "signed"],
+}
+
+# Published settings: options that differ from the defaults, by the paper they come from.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Diehl et al., IJCNN 2015: data-based normalisation by the maximum.
+    "diehl2015": dict(
+        max_spikes=1,
+        threshold="max",
+        channel_wise=False,
+        potential="zero",
+        max_pool="spike",
+        inactivated_spikes="allow",
+    ),
+    # Li & Zeng, IJCAI 2022: burst spikes and lateral-inhibition pooling.
+    "burst": dict(
+        max_spikes=5,
+        threshold="99.9%",
+        channel_wise=False,
+        potential="zero",
+        inactivated_spikes="allow",
+    ),
+    # Bu et al., AAAI 2022: optimized potential initialization.
+    "opi": dict(
+        max_spikes=1,
+        threshold="99.9%",
+        channel_wise=False,
+        potential="half",
+        inactivated_spikes="allow",
+    ),
+}
+
+
+class BurstRecipe(ann2snn.FXConversionRecipe):
+    """Recipe for SpikingJelly's converter: a trained ReLU network to burst neurons.
+
+    ``ann2snn.Converter(BurstRecipe(loader, time_steps=8, max_spikes=4)).convert(ann)`` returns a
+    :class:`~sj_burst.graph.network.SpikingNetwork` in eval mode; ``ann`` stays as it was.
+
+    Args:
+        calibration_loader: training batches, ``(input, target)`` or inputs; read several times.
+        progress: show progress bars.
+        **options: see :class:`Options`.
+
+    Raises:
+        TypeError: for an unknown option, or a loader that cannot be read.
+        ValueError: for a bad value, and during conversion for a network that cannot be converted.
+
+    Source: Li & Zeng, IJCAI 2022; the options name theirs.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> recipe = BurstRecipe([torch.rand(16, 3)], time_steps=4, progress=False)
+        >>> snn = ann2snn.Converter(recipe).convert(ann)
+        >>> snn.hold(torch.rand(5, 3), time_steps=4).shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(
+        self, calibration_loader: Iterable[Any], *, progress: bool = True, **options: Any
+    ) -> None:
+        known = [field.name for field in dataclasses.fields(Options)]
+        if unknown := sorted(set(options) - set(known)):
+            raise TypeError(f"unknown option {', '.join(unknown)}; the options are {known}")
+        check_loader(calibration_loader, "calibration_loader")
+        self.calibration_loader = calibration_loader
+        self.progress = progress
+        self.options = Options(**options)
+        self._statistics: dict[str, ActivationStatistics] = {}
+        self._example = torch.empty(0)
+
+    @classmethod
+    def preset(
+        cls, name: str, calibration_loader: Iterable[Any], *, progress: bool = True, **options: Any
+    ) -> "BurstRecipe":
+        """A published method by its name, with any option overridden.
+
+        Args:
+            name: a key of ``PRESETS``.
+            calibration_loader: as for the class.
+            progress: as for the class.
+            **options: override what the preset sets.
+
+        Raises:
+            ValueError: for an unknown name; lists the known ones.
+
+        Example:
+            >>> BurstRecipe.preset("burst", [torch.rand(4, 3)], time_steps=16).options.threshold
+            '99.9%'
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+        return cls(calibration_loader, progress=progress, **PRESETS[name] | options)
+
+    # The hooks below are called by SpikingJelly's converter, in this order.
+
+    def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
+        """Standardize, check and fuse a copy of the network."""
+        example = torch.cat([x[:2] for x in take(self.calibration_loader, 2, "calibration_loader")])
+        example = example.to(converter.device)
+        self._example = torch.cat([example, example])[:2]
+        ann = copy.deepcopy(ann).to(converter.device).eval()
+        gm = standardize(ann, self._example)
+        check_supported(gm, self._example)
+        check_batch_independent(gm, self._example)
+        check_equal(gm, ann, self._example)
+        fuse(gm, self._example)
+        check_equal(gm, ann, self._example)
+        if not activation_names(gm):
+            raise ValueError(
+                "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k)) to convert"
+            )
+        return gm
+
+    def calibrate(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Collect the statistics of every activation over the calibration set."""
+        fx_model.eval()  # tracing marks the root as training
+        self._statistics = observe(
+            fx_model,
+            self.calibration_loader,
+            channel_wise=self.options.channel_wise,
+            device=converter.device,
+            progress=self.progress,
+        )
+        return fx_model
+
+    def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Put burst neurons and spiking pooling in the place of activations and max-pooling."""
+        max_spikes = self.options.max_spikes_of(self._statistics)
+        for name, statistics in self._statistics.items():
+            fx_model.set_submodule(name, self._neuron(statistics, max_spikes[name]))
+        for node in fx_model.graph.nodes:
+            if is_module(fx_model, node, MAX_POOLS):
+                pool = fx_model.get_submodule(str(node.target))
+                fx_model.set_submodule(
+                    str(node.target), spiking_pool(pool, self.options.max_pool)
+                )
+        return fx_model.to(converter.device)
+
+    def _neuron(self, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
+        options = self.options
+        transfer = Transfer(
+            options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential]
+        )
+        threshold = fit_threshold(statistics, options.threshold, transfer)
+        v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
+        if not options.channel_wise:
+            threshold, v_init = threshold.squeeze(), v_init.squeeze()
+        signed = options.inactivated_spikes == "signed"
+        return BurstIFNode(threshold, max_spikes, v_init, signed=signed)
+
+    def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:
+        """Wrap the graph into a network that knows about time."""
+        hold_constants(fx_model, self._example)
+        reset_net(fx_model)
+        return SpikingNetwork(fx_model, dataclasses.asdict(self.options)).eval()
+
+
+@torch.no_grad()
+def observe(
+    gm: fx.GraphModule,
+    loader: Iterable[Any],
+    *,
+    channel_wise: bool,
+    device: torch.device | str,
+    progress: bool = True,
+) -> dict[str, ActivationStatistics]:
+    """Statistics of every activation of a standardized graph over a calibration set.
+
+    Args:
+        gm: a standardized graph.
+        loader: calibration batches.
+        channel_wise: one set of statistics per channel.
+        device: where the graph runs.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if the loader is empty, or an activation is NaN or infinite.
+    """
+    statistics: dict[str, ActivationStatistics] = {}
+    handles = []
+    for name in activation_names(gm):
+        module = gm.get_submodule(name)
+        upper = module.max_val if isinstance(module, nn.Hardtanh) else math.inf
+        statistics[name] = ActivationStatistics(channel_wise, upper)
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            try:
+                statistics[name].update(inputs[0])
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} before the activation {name!r}; check the calibration images and the "
+                    "network's weights"
+                ) from None
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        pairs = batches(loader, "calibration_loader")
+        for x, _ in tqdm(pairs, "calibrate", disable=not progress, leave=False):
+            gm(x.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return statistics

@@ -1,0 +1,282 @@
+"""Firing thresholds from calibration activations: streaming statistics, and the rules that use them."""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .transfer import Transfer
+
+__all__ = [
+    "THRESHOLD_RULES",
+    "ActivationStatistics",
+    "fit_threshold",
+    "gaussian_threshold",
+    "max_threshold",
+    "mse_threshold",
+    "parse_percentile",
+    "percentile_threshold",
+]
+
+
+class ActivationStatistics:
+    r"""Running statistics of one layer: maximum, histogram, and moments of the pre-activation.
+
+    The histogram covers [0, R], where R doubles whenever a larger activation arrives, so one pass
+    in bounded memory serves every rule. A percentile read from it is exact within R/2048, at most 0.1 %
+    of the maximum.
+
+    Args:
+        channel_wise: one set of statistics per channel (dimension 1), else one for the layer.
+        upper: largest value the activation lets pass (6 for ReLU6), ``inf`` for ReLU.
+
+    Example:
+        >>> statistics = ActivationStatistics(channel_wise=True)
+        >>> statistics.update(torch.tensor([[1.0, -1.0], [3.0, -2.0]]))
+        >>> statistics.maximum.tolist(), statistics.dead.tolist()
+        ([3.0, 0.0], [False, True])
+    """
+
+    BINS = 2048
+
+    def __init__(self, channel_wise: bool = True, upper: float = math.inf) -> None:
+        self.channel_wise = channel_wise
+        self.upper = upper
+        self.samples = 0  # values seen per channel, zeros included
+        self.maximum = torch.empty(0)
+        self.range = torch.empty(0)
+        self.histogram = torch.empty(0)  # counts of positive activations, [C, BINS]
+        self._sum = torch.empty(0)
+        self._square = torch.empty(0)
+
+    def update(self, z: Tensor) -> None:
+        """Take in the pre-activations ``[N, C, ...]`` of one batch.
+
+        Raises:
+            ValueError: if a value is NaN or infinite.
+        """
+        z = z.detach().movedim(1, 0).flatten(1) if self.channel_wise else z.detach().reshape(1, -1)
+        if not z.isfinite().all():
+            raise ValueError("NaN or infinite values")
+        if self.samples == 0:
+            zeros = z.new_zeros(len(z))
+            self.maximum, self.range = zeros, zeros
+            self._sum, self._square = zeros.double(), zeros.double()
+            self.histogram = z.new_zeros(len(z), self.BINS, dtype=torch.float64)
+        self.samples += z.shape[1]
+        self._sum = self._sum + z.sum(1, dtype=torch.float64)
+        self._square = self._square + z.square().sum(1, dtype=torch.float64)
+        a = z.clamp(0, self.upper)
+        self.maximum = torch.maximum(self.maximum, a.amax(1))
+        self._widen(self.maximum)
+        self._count(a)
+
+    def _widen(self, maximum: Tensor) -> None:
+        """Double the range of each channel, merging pairs of bins, until ``maximum`` fits."""
+        self.range = torch.where(self.range > 0, self.range, maximum)
+        while (narrow := self.range < maximum).any():
+            merged = self.histogram[narrow].unflatten(1, (-1, 2)).sum(-1)
+            self.histogram[narrow] = torch.nn.functional.pad(merged, (0, self.BINS // 2))
+            self.range = torch.where(narrow, 2 * self.range, self.range)
+
+    def _count(self, a: Tensor) -> None:
+        channel, column = a.nonzero(as_tuple=True)
+        level = a[channel, column] / self.range[channel] * self.BINS
+        index = channel * self.BINS + level.long().clamp_(max=self.BINS - 1)
+        counts = torch.bincount(index, minlength=self.histogram.numel())
+        self.histogram += counts.view_as(self.histogram)
+
+    @property
+    def dead(self) -> Tensor:
+        """Channels in which no activation was positive."""
+        return self.maximum <= 0
+
+    @property
+    def centres(self) -> Tensor:
+        """Activation that each bin stands for ``[C, BINS]``."""
+        steps = torch.arange(self.BINS, device=self.range.device) + 0.5
+        return self.range.unsqueeze(1) / self.BINS * steps
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the pre-activation per channel."""
+        return self._sum / self.samples
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the pre-activation per channel."""
+        return (self._square / self.samples - self.mean.square()).clamp_min(0).sqrt()
+
+    def all_reduce(self) -> None:
+        """Merge the statistics of all processes of the default ``torch.distributed`` group."""
+        maximum = self.maximum.clone()
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+        # Ranges of two processes differ by any factor: move the counts to the common range.
+        counts = torch.zeros_like(self.histogram)
+        common = torch.where(maximum > 0, maximum, torch.ones_like(maximum))
+        index = (self.centres / common.unsqueeze(1) * self.BINS).long().clamp_(max=self.BINS - 1)
+        counts.scatter_add_(1, index, self.histogram)
+        samples = torch.tensor([float(self.samples)], device=maximum.device, dtype=torch.float64)
+        for tensor in (counts, self._sum, self._square, samples):
+            dist.all_reduce(tensor)
+        self.maximum, self.range, self.histogram = maximum, maximum.clone(), counts
+        self.samples = int(samples)
+
+
+def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
+    """θ = the largest activation seen: a running maximum, not a moving average.
+
+    Source: Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and
+    threshold balancing", IJCNN 2015.
+
+    Example:
+        >>> statistics = ActivationStatistics()
+        >>> statistics.update(torch.tensor([[1.0], [10.0], [2.0]]))
+        >>> max_threshold(statistics, Transfer(8)).item()
+        10.0
+    """
+    return statistics.maximum
+
+
+def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Tensor:
+    """θ = the given percentile of the activations, zeros included.
+
+    Exact within one bin of the histogram, at most 0.1 % of the maximum.
+
+    Source: Rueckauer et al., Frontiers in Neuroscience 2017.
+
+    Example:
+        >>> statistics = ActivationStatistics()
+        >>> statistics.update(torch.arange(1000.0).unsqueeze(1))
+        >>> abs(percentile_threshold(statistics, 50.0).item() - 500) < 1
+        True
+    """
+    below = statistics.histogram.cumsum(1)
+    zeros = statistics.samples - below[:, -1:]
+    reached = (below + zeros) >= percent / 100 * statistics.samples
+    first = reached.int().argmax(1, keepdim=True)
+    edge = statistics.centres.gather(1, first).squeeze(1) + statistics.range / statistics.BINS / 2
+    return edge.clamp(max=statistics.maximum)
+
+
+def mse_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
+    r"""θ that minimises the squared error of the neuron's own transfer function.
+
+    .. math::
+        \theta^* = \arg\min_\theta \Big\| \tfrac{\theta}{T}
+        \mathrm{clip}\big(\lfloor (aT + v_0)/\theta \rfloor, 0, \Gamma T\big) - a \Big\|^2
+
+    searched per channel on a coarse, then a fine grid of (0, max a / Γ], with the same T, Γ and v0
+    that will run (published searches leave out v0).
+
+    Source: after Li et al., "A free lunch from ANN", ICML 2021; Γ as in Wang et al., 2025.
+
+    Example:
+        >>> statistics = ActivationStatistics()
+        >>> statistics.update(torch.tensor([[0.25], [0.5], [1.0]]))
+        >>> theta = mse_threshold(statistics, Transfer(time_steps=4, max_spikes=1))
+        >>> 0.99 < theta.item() <= 1.0
+        True
+    """
+    largest = statistics.maximum / transfer.max_spikes
+    a, weight = statistics.centres, statistics.histogram
+
+    def best(fractions: Tensor) -> Tensor:
+        """The fraction of ``largest`` with the least error, per channel; fractions ``[K, C]``."""
+        errors = []
+        for fraction in fractions:
+            theta = (largest * fraction).clamp_min(1e-30).unsqueeze(1)
+            errors.append(((transfer(a, theta) - a).square() * weight).sum(1))
+        return fractions.gather(0, torch.stack(errors).argmin(0, keepdim=True)).squeeze(0)
+
+    grid = torch.linspace(0.01, 1.0, 100, device=a.device, dtype=a.dtype)
+    coarse = best(grid.unsqueeze(1).expand(-1, len(largest)))
+    offsets = torch.linspace(-0.01, 0.01, 21, device=a.device, dtype=a.dtype).unsqueeze(1)
+    return largest * best((coarse + offsets).clamp(1e-3, 1.0))
+
+
+def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
+    r"""θ with the least mean squared error if the pre-activation is N(μ, σ²): a fixed point.
+
+    With n = ΓT levels and :math:`u_i = ((2i-1)\theta_{max}/(2n) - \mu)/(\sqrt2\sigma)`, iterate
+    :math:`\theta_{max} \leftarrow k\,\theta_{max}` with
+
+    .. math::
+        k = \frac{\mu}{\theta_{max}} \frac{1 - \frac1n \sum \mathrm{erf}(u_i)}{D}
+          + \frac{\sigma}{\theta_{max}\sqrt{\pi/2}} \frac{\frac1n \sum e^{-u_i^2}}{D}, \qquad
+        D = 1 - \sum \frac{2i-1}{n^2} \mathrm{erf}(u_i)
+
+    until k = 1; then θ = θ_max / Γ. Needs mean and variance only.
+
+    Source: Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025.
+
+    Example:
+        >>> round(gaussian_fixed_point(torch.tensor(0.0), torch.tensor(1.0), 4).item(), 3)
+        2.135
+    """
+    levels = int(transfer.max_spikes * transfer.time_steps)
+    theta_max = gaussian_fixed_point(statistics.mean, statistics.std, levels)
+    theta_max = theta_max.clamp(max=min(statistics.upper, torch.finfo(theta_max.dtype).max))
+    return (theta_max / transfer.max_spikes).to(statistics.maximum.dtype)
+
+
+def gaussian_fixed_point(mean: Tensor, std: Tensor, levels: int, iterations: int = 100) -> Tensor:
+    """θ_max of :func:`gaussian_threshold` for N(mean, std²) and n = ``levels``."""
+    mean, std = mean.double().unsqueeze(-1), std.double().clamp_min(1e-12).unsqueeze(-1)
+    odd = 2 * torch.arange(1, levels + 1, device=mean.device) - 1
+    theta = (mean + 3 * std).clamp_min(std)
+    for _ in range(iterations):
+        u = (odd * theta / (2 * levels) - mean) / (math.sqrt(2) * std)
+        denominator = 1 - (odd / levels**2 * u.erf()).sum(-1, keepdim=True)
+        by_mean = mean * (1 - u.erf().mean(-1, keepdim=True))
+        by_std = std / math.sqrt(math.pi / 2) * (-u.square()).exp().mean(-1, keepdim=True)
+        theta = (by_mean + by_std) / denominator.clamp_min(1e-12)
+    return theta.squeeze(-1)
+
+
+THRESHOLD_RULES: dict[str, Callable[[ActivationStatistics, Transfer], Tensor]] = {
+    "max": max_threshold,
+    "mse": mse_threshold,
+    "gaussian": gaussian_threshold,
+}
+
+
+def parse_percentile(rule: str) -> float | None:
+    """The number in a rule such as ``"99.9%"``, else None."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", rule)
+    return float(match[1]) if match and 0 < float(match[1]) <= 100 else None
+
+
+def fit_threshold(statistics: ActivationStatistics, rule: str, transfer: Transfer) -> Tensor:
+    """Apply a rule by name; a bounded activation and dead channels get what they need.
+
+    ReLU6 and the like saturate at k, so θ ≤ k/Γ keeps their clip exactly. A channel that never
+    fired in calibration gets the median threshold of the layer's other channels (1 if there are
+    none): finite, positive, and on the scale of its neighbours.
+
+    Args:
+        statistics: of the layer's activations.
+        rule: a key of ``THRESHOLD_RULES`` or a percentile such as ``"99.9%"``.
+        transfer: T, Γ and v0 that will run.
+
+    Returns:
+        θ per channel ``[C]``, or ``[1]`` for the layer.
+
+    Example:
+        >>> statistics = ActivationStatistics()
+        >>> statistics.update(torch.tensor([[2.0, -1.0, 4.0]]))
+        >>> fit_threshold(statistics, "max", Transfer(8)).tolist()
+        [2.0, 2.0, 4.0]
+    """
+    percent = parse_percentile(rule)
+    if percent is not None:
+        theta = percentile_threshold(statistics, percent)
+    else:
+        theta = THRESHOLD_RULES[rule](statistics, transfer)
+    theta = theta.clamp(max=statistics.upper / transfer.max_spikes)
+    alive = theta[(theta > 0) & ~statistics.dead]
+    fallback = alive.median() if len(alive) else theta.new_tensor(1.0)
+    return torch.where((theta > 0) & ~statistics.dead, theta, fallback)
