@@ -46,9 +46,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _count(
-    level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Surrogate | None
-) -> Tensor:
+def _count(level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Surrogate | None) -> Tensor:
     """Spike count for ``level`` = v/θ; differentiable when a surrogate is given."""
     lowest = 0.0 if sent is None else -max_spikes
     if surrogate is None:
@@ -172,9 +170,7 @@ def burst_multi_step(
     return y_seq, v, None if negated is None else -negated
 
 
-def li_pool_step(
-    x: Tensor, total: Tensor, pooled: Tensor, pool: Pool
-) -> tuple[Tensor, Tensor, Tensor]:
+def li_pool_step(x: Tensor, total: Tensor, pooled: Tensor, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
     r"""One step of lateral-inhibition pooling: what max-pooling of the running total gained.
 
     .. math::
@@ -246,9 +242,7 @@ def _winners(x: Tensor, index: Tensor, spatial: int) -> Tensor:
     return x.flatten(-spatial).gather(-1, index.flatten(-spatial)).view_as(index)
 
 
-def gated_pool_step(
-    x: Tensor, total: Tensor, pool: IndexPool, spatial: int
-) -> tuple[Tensor, Tensor]:
+def gated_pool_step(x: Tensor, total: Tensor, pool: IndexPool, spatial: int) -> tuple[Tensor, Tensor]:
     r"""One step of gated max-pooling: pass the spikes of the input with the largest total so far.
 
     .. math::

@@ -22,9 +22,7 @@ def check_loader(loader: Any, name: str = "loader") -> None:
     if isinstance(loader, Tensor):
         raise TypeError(f"{name} is a tensor; pass a DataLoader, or a list of batches [tensor]")
     if not isinstance(loader, Iterable):
-        raise TypeError(
-            f"{name} must be a DataLoader or a list of batches, got {type(loader).__name__}"
-        )
+        raise TypeError(f"{name} must be a DataLoader or a list of batches, got {type(loader).__name__}")
     if isinstance(loader, Iterator):
         raise TypeError(
             f"{name} can be read only once ({type(loader).__name__}); pass a DataLoader or list(...)"

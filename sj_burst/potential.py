@@ -17,16 +17,12 @@ __all__ = [
 ]
 
 
-def zero_potential(
-    statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor
-) -> Tensor:
+def zero_potential(statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor) -> Tensor:
     """v0 = 0."""
     return torch.zeros_like(threshold)
 
 
-def half_potential(
-    statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor
-) -> Tensor:
+def half_potential(statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor) -> Tensor:
     """v0 = θ/2: zero expected error for every T when z is uniform within a quantum.
 
     Source: Bu et al., "Optimized potential initialization for low-latency spiking neural
@@ -35,9 +31,7 @@ def half_potential(
     return threshold / 2
 
 
-def ann_potential(
-    statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor
-) -> Tensor:
+def ann_potential(statistics: ActivationStatistics, transfer: Transfer, threshold: Tensor) -> Tensor:
     r"""v0 ∈ [0, θ) for which the neuron's mean output equals the mean activation.
 
     .. math::

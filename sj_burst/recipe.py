@@ -258,16 +258,12 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         for node in fx_model.graph.nodes:
             if is_module(fx_model, node, MAX_POOLS):
                 pool = fx_model.get_submodule(str(node.target))
-                fx_model.set_submodule(
-                    str(node.target), spiking_pool(pool, self.options.max_pool)
-                )
+                fx_model.set_submodule(str(node.target), spiking_pool(pool, self.options.max_pool))
         return fx_model.to(converter.device)
 
     def _neuron(self, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
         options = self.options
-        transfer = Transfer(
-            options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential]
-        )
+        transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
         threshold = fit_threshold(statistics, options.threshold, transfer)
         v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
         if not options.channel_wise:

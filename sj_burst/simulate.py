@@ -203,12 +203,12 @@ def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     dims = list(range(1, y.dim()))
     if node.threshold.dim() == 1 and y.dim() > 2:
         dims.remove(2)  # keep the channels, whose thresholds differ
-        norms = torch.linalg.vector_norm(y, 1, dims, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(y, 1, dims)
         return (norms / node.threshold).sum(1)
     theta = per_channel(node.threshold, y.dim() - 1)
     if node.threshold.numel() == 1:
-        return torch.linalg.vector_norm(y, 1, dims, dtype=torch.float64) / theta.squeeze()
-    return torch.linalg.vector_norm(y / theta, 1, dims, dtype=torch.float64)
+        return torch.linalg.vector_norm(y, 1, dims) / theta.squeeze()
+    return torch.linalg.vector_norm(y / theta, 1, dims)
 
 
 class _Totals:

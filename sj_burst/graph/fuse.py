@@ -66,9 +66,7 @@ def _foldable(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _layer(gm: fx.GraphModule, node: object, dims: dict[fx.Node, int]) -> nn.Module | None:
     """The affine layer that ``node`` calls, if nothing else calls it and channels are dimension 1."""
-    if not isinstance(node, fx.Node) or not is_module(
-        gm, node, (nn.Linear, *_CONVS, *_TRANSPOSED)
-    ):
+    if not isinstance(node, fx.Node) or not is_module(gm, node, (nn.Linear, *_CONVS, *_TRANSPOSED)):
         return None
     layer = gm.get_submodule(str(node.target))
     if isinstance(layer, nn.Linear) and dims[node] != 2:
@@ -99,9 +97,7 @@ def _fold_forward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) -
         return False
     if not isinstance(layer, nn.Linear) and _is_padded(layer):
         return False
-    gm.set_submodule(
-        str(user.target), _absorb(layer, gm.get_submodule(str(node.target)))
-    )
+    gm.set_submodule(str(user.target), _absorb(layer, gm.get_submodule(str(node.target))))
     return True
 
 

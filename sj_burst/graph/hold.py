@@ -71,9 +71,7 @@ def hold_constants(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
 
 
 def _takes_both(gm: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(
-        gm.get_submodule(str(node.target)), TemporalModule
-    )
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), TemporalModule)
 
 
 def _varying(gm: fx.GraphModule) -> set[fx.Node]:

@@ -233,9 +233,7 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
     return gm.eval()
 
 
-def _replacement(
-    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]
-) -> nn.Module | None:
+def _replacement(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> nn.Module | None:
     if node.op == "call_module":
         return _module_for(gm.get_submodule(str(node.target)))
     table: dict[Any, Any] = {"call_function": FUNCTIONS, "call_method": METHODS}.get(node.op, {})
@@ -252,9 +250,7 @@ def _replacement(
         raise Unsupported(f"called with unexpected arguments ({error})") from error
 
 
-def _replace(
-    gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]
-) -> None:
+def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]) -> None:
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
     overwrites = _is_in_place(gm, node)

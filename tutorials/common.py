@@ -1,0 +1,156 @@
+"""What the tutorials share: data, networks, training, tables."""
+
+import argparse
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from spikingjelly.logger import logger
+from torch import Tensor, nn
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+FIGURES = HERE.parent / "figures"
+RUNS = HERE.parent / "runs"
+STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+logger.remove()  # SpikingJelly logs every conversion; the tutorials print their own results
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options that every tutorial has."""
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--data", help="folder of Fashion-MNIST IDX files; default: the embedded subset")
+    p.add_argument("--epochs", type=int, default=4, help="training epochs of the ANN")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--test-images", type=int, default=1000, help="number of test images")
+    p.add_argument("--figures", type=Path, default=FIGURES, help="where figures are written")
+    return p
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    path = next((p for p in sorted(folder.glob(f"{name}*")) if p.is_file()), None)
+    if path is None:
+        raise SystemExit(f"{folder} has no file {name}-idx…; --data wants Fashion-MNIST's IDX files")
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dims = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims)).reshape(dims)
+
+
+def fashion_mnist(folder: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """``train`` and ``test``: normalised images ``[N, 1, 28, 28]`` and labels.
+
+    Without a folder, the embedded subset: the first 10,000 training and 2,000 test images.
+    """
+    if folder is None:
+        arrays = dict(np.load(HERE / "data" / "fashion_mnist.npz"))
+    else:
+        root = Path(folder)
+        arrays = {
+            "train_images": _read_idx(root, "train-images"),
+            "train_labels": _read_idx(root, "train-labels"),
+            "test_images": _read_idx(root, "t10k-images"),
+            "test_labels": _read_idx(root, "t10k-labels"),
+        }
+    return {
+        split: (
+            (torch.from_numpy(arrays[f"{split}_images"].copy()).unsqueeze(1) / 255 - 0.286) / 0.353,
+            torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
+        )
+        for split in ("train", "test")
+    }
+
+
+def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 100) -> Batches:
+    """The first ``count`` samples in batches."""
+    images, labels = data[0][:count], data[1][:count]
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A VGG of five convolutions with BatchNorm and max-pooling, for 28×28 grey images."""
+    layers: list[nn.Module] = []
+    channels = 1
+    for width in (16, 16, "M", 32, 32, "M", 64, "M"):
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+        layers.append(activation())
+        channels = width
+    layers += [nn.Flatten(), nn.Linear(64 * 3 * 3, 128), activation(), nn.Linear(128, classes)]
+    return nn.Sequential(*layers)
+
+
+def train(
+    net: nn.Module,
+    data: tuple[Tensor, Tensor],
+    epochs: int,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    lr: float = 2e-3,
+    batch: int = 100,
+) -> nn.Module:
+    """Train with Adam, a one-cycle schedule and random shifts and flips; returns it in eval mode."""
+    torch.manual_seed(seed)
+    net.to(device).train()
+    images, labels = data
+    steps = epochs * (len(images) // batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * lr, total_steps=max(steps, 2))
+    for epoch in range(epochs):
+        order = torch.randperm(len(images))[: len(images) // batch * batch].split(batch)
+        for index in tqdm(order, f"train {epoch + 1}/{epochs}", leave=False):
+            x = images[index].to(device)
+            if torch.rand(()) < 0.5:
+                x = x.flip(3)
+            dx, dy = torch.randint(-1, 2, (2,)).tolist()
+            x = x.roll((dx, dy), (2, 3))
+            loss = F.cross_entropy(net(x), labels[index].to(device), label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def quickstart_network(
+    data: tuple[Tensor, Tensor], epochs: int, seed: int, device: str, name: str = "embedded"
+) -> nn.Module:
+    """The trained small VGG; kept under ``runs/`` so that the next tutorial finds it."""
+    path = RUNS / f"vgg_{name}_epochs{epochs}_seed{seed}.pt"
+    torch.manual_seed(seed)
+    net = small_vgg()
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.to(device).eval()
+    train(net, data, epochs, device=device, seed=seed)
+    RUNS.mkdir(exist_ok=True)
+    torch.save(net.state_dict(), path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+    return net
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, test: Batches, device: str = "cpu") -> float:
+    """Top-1 accuracy in [0, 1]."""
+    correct = sum((net(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in test)
+    return correct / sum(len(y) for _, y in test)
+
+
+def print_table(rows: dict[str, Tensor], time_steps: int, head: str = "") -> None:
+    """Accuracy in percent at T = 1, 2, 4, … for each row."""
+    steps = [t for t in STEPS if t <= time_steps]
+    width = max(map(len, [*rows, head]))
+    print(f"{head:{width}s} " + "".join(f"{f'T={t}':>8s}" for t in steps))
+    for label, values in rows.items():
+        print(f"{label:{width}s} " + "".join(f"{100 * values[t - 1].item():8.1f}" for t in steps))
