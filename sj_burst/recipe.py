@@ -13,6 +13,8 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from .calibration import FITS, sweep
+from .encoding import ENCODERS
 from .graph import (
     SpikingNetwork,
     check_batch_independent,
@@ -23,6 +25,7 @@ from .graph import (
 )
 from .graph.hold import hold_constants
 from .graph.trace import activation_names, is_module
+from .inactivated import SpikeCalibratedNode
 from .loader import batches, check_loader, take
 from .neuron import BurstIFNode, check_max_spikes
 from .pooling import MAX_POOLS, POOLING_RULES, spiking_pool
@@ -43,9 +46,18 @@ class Options:
             patterns (``fnmatch``) to such values, of which the first match counts.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"`` or ``"gaussian"``.
         channel_wise: a threshold for each channel, else one for the layer.
-        potential: initial membrane potential, ``"zero"``, ``"half"`` or ``"ann"``.
+        potential: initial membrane potential: ``"zero"``, ``"half"`` (θ/2), ``"ann"`` (per channel,
+            from the ANN's activations) or ``"data"`` (per channel, on the spiking prefix).
+        shift: add θ/(2T) to the input current at every step (Deng & Gu, ICLR 2021), which is what
+            ``potential="half"`` does at once; hence only with ``potential="zero"``.
         max_pool: ``"lateral_inhibition"``, ``"gated"``, ``"spike"`` or ``"average"``.
-        inactivated_spikes: ``"signed"`` lets a neuron take spikes back, ``"allow"`` does not.
+        coding: of the input: ``"direct"``, ``"rate"``, ``"poisson"`` or ``"compensated"``.
+        inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
+            ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
+        allowance: steps of silence that ``"spike_calibration"`` allows beyond the mean interval.
+        calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, then biases).
+        calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
+            use.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
@@ -62,14 +74,21 @@ class Options:
     threshold: str = "mse"
     channel_wise: bool = True
     potential: str = "half"
+    shift: bool = False
     max_pool: str = "lateral_inhibition"
+    coding: str = "direct"
     inactivated_spikes: str = "signed"
+    allowance: int = 64
+    calibration: str = "none"
+    calibration_images: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.time_steps, bool) or not isinstance(self.time_steps, int):
-            raise TypeError(f"time_steps must be an integer ≥ 1, got {self.time_steps!r}")
-        if self.time_steps < 1:
-            raise ValueError(f"time_steps must be an integer ≥ 1, got {self.time_steps}")
+        for name, least in (("time_steps", 1), ("calibration_images", 1), ("allowance", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be an integer ≥ {least}, got {value}")
         if isinstance(self.max_spikes, Mapping):
             if not self.max_spikes:
                 raise ValueError("max_spikes is an empty mapping; give a number, or {'*': 1}")
@@ -88,8 +107,14 @@ class Options:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not isinstance(self.channel_wise, bool):
-            raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
+        for name in ("channel_wise", "shift"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.shift and self.potential != "zero":
+            raise ValueError(
+                f"shift=True with potential={self.potential!r} corrects the same half quantum twice; "
+                "use shift=True with potential='zero', or shift=False"
+            )
         if self.threshold in ("mse", "gaussian") and math.inf in self._all_max_spikes():
             raise ValueError(
                 f"threshold={self.threshold!r} divides by max_spikes, which is infinite; give a "
@@ -124,36 +149,35 @@ class Options:
 _CHOICES: dict[str, list[str]] = {
     "potential": list(POTENTIAL_RULES),
     "max_pool": list(POOLING_RULES),
-    "inactivated_spikes": ["allow", "signed"],
+    "coding": list(ENCODERS),
+    "inactivated_spikes": ["allow", "signed", "spike_calibration"],
+    "calibration": ["none", "light", "advanced"],
 }
+# calibration option → what the sweep fits in each layer, in this order.
+_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias"]}
 
 # Published settings: options that differ from the defaults, by the paper they come from.
+_PLAIN: dict[str, Any] = dict(
+    max_spikes=1, channel_wise=False, potential="zero", inactivated_spikes="allow"
+)
 PRESETS: dict[str, dict[str, Any]] = {
-    # Diehl et al., IJCNN 2015: data-based normalisation by the maximum.
-    "diehl2015": dict(
-        max_spikes=1,
-        threshold="max",
-        channel_wise=False,
-        potential="zero",
-        max_pool="spike",
-        inactivated_spikes="allow",
-    ),
+    # Diehl et al., IJCNN 2015: normalisation by the maximum activation.
+    "diehl2015": _PLAIN | dict(threshold="max", max_pool="spike"),
     # Li & Zeng, IJCAI 2022: burst spikes and lateral-inhibition pooling.
-    "burst": dict(
-        max_spikes=5,
-        threshold="99.9%",
-        channel_wise=False,
-        potential="zero",
-        inactivated_spikes="allow",
-    ),
+    "burst": _PLAIN | dict(threshold="99.9%", max_spikes=5),
+    # Li, He, Dong, Kong & Zeng, 2022: burst, and spike calibration of inactivated neurons.
+    "spicalib": _PLAIN | dict(threshold="99.9%", max_spikes=5, inactivated_spikes="spike_calibration"),
     # Bu et al., AAAI 2022: optimized potential initialization.
-    "opi": dict(
-        max_spikes=1,
-        threshold="99.9%",
-        channel_wise=False,
-        potential="half",
-        inactivated_spikes="allow",
-    ),
+    "opi": _PLAIN | dict(threshold="99.9%", potential="half"),
+    # Li et al., 2023 (IC-SNN): initial potential from the training set, coding compensation.
+    "ic_snn": _PLAIN | dict(threshold="99.9%", potential="data", coding="compensated"),
+    # Deng & Gu, ICLR 2021: threshold balancing and the shift by half a quantum.
+    "rts": _PLAIN | dict(threshold="max", shift=True),
+    # Li et al., ICML 2021: thresholds of least squared error, then biases layer by layer.
+    "calibration_light": _PLAIN | dict(threshold="mse", channel_wise=True, calibration="light"),
+    # Li et al., ICML 2021: the same with weights; the fit is our closed form.
+    "calibration_advanced": _PLAIN
+    | dict(threshold="mse", channel_wise=True, potential="data", calibration="advanced"),
 }
 
 
@@ -194,6 +218,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self.options = Options(**options)
         self._statistics: dict[str, ActivationStatistics] = {}
         self._example = torch.empty(0)
+        self._ann_modules: dict[str, nn.Module] = {}
 
     @classmethod
     def preset(
@@ -253,6 +278,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Put burst neurons and spiking pooling in the place of activations and max-pooling."""
         max_spikes = self.options.max_spikes_of(self._statistics)
+        self._ann_modules = {
+            str(node.target): fx_model.get_submodule(str(node.target))
+            for node in fx_model.graph.nodes
+            if is_module(fx_model, node, (nn.ReLU, nn.Hardtanh, *MAX_POOLS))
+        }
         for name, statistics in self._statistics.items():
             fx_model.set_submodule(name, self._neuron(statistics, max_spikes[name]))
         for node in fx_model.graph.nodes:
@@ -268,14 +298,50 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
         if not options.channel_wise:
             threshold, v_init = threshold.squeeze(), v_init.squeeze()
+        shift = threshold / (2 * options.time_steps) if options.shift else None
+        if options.inactivated_spikes == "spike_calibration":
+            return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
         signed = options.inactivated_spikes == "signed"
-        return BurstIFNode(threshold, max_spikes, v_init, signed=signed)
+        return BurstIFNode(threshold, max_spikes, v_init, shift, signed)
 
     def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:
-        """Wrap the graph into a network that knows about time."""
+        """Code the input, calibrate layer by layer, and wrap the graph."""
+        options = self.options
+        self._encode_input(fx_model)
         hold_constants(fx_model, self._example)
+        fits = list(_CALIBRATIONS[options.calibration])
+        if options.potential == "data":
+            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
+        if fits:
+            images = take(self.calibration_loader, options.calibration_images, "calibration_loader")
+            sweep(
+                fx_model,
+                self._ann_modules,
+                list(torch.cat(images).split(32)),
+                options.time_steps,
+                [FITS[name] for name in fits],
+                device=torch.device(converter.device),
+                progress=self.progress,
+            )
         reset_net(fx_model)
-        return SpikingNetwork(fx_model, dataclasses.asdict(self.options)).eval()
+        return SpikingNetwork(fx_model, dataclasses.asdict(options)).eval()
+
+    def _encode_input(self, fx_model: fx.GraphModule) -> None:
+        encoder = ENCODERS[self.options.coding](self._largest_input(), self.options.time_steps)
+        if encoder is None:
+            return
+        source = next(node for node in fx_model.graph.nodes if node.op == "placeholder")
+        fx_model.add_submodule("encoder", encoder.to(self._example.device))
+        with fx_model.graph.inserting_after(source):
+            coded = fx_model.graph.call_module("encoder", (source,))
+        source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
+        fx_model.recompile()
+
+    def _largest_input(self) -> float:
+        if self.options.coding == "direct":
+            return 1.0
+        inputs = batches(self.calibration_loader, "calibration_loader")
+        return max(x.abs().max().item() for x, _ in inputs) or 1.0
 
 
 @torch.no_grad()

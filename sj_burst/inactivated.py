@@ -1,0 +1,142 @@
+"""Spikes of inactivated neurons (SIN): measuring them, and taking them back late."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .compare import layer_rates
+from .graph.network import SpikingNetwork
+from .neuron import BurstIFNode
+
+__all__ = ["SpikeCalibratedNode", "inactivated_share"]
+
+
+class SpikeCalibratedNode(BurstIFNode):
+    r"""Burst neuron that takes a spike back when it has been silent for unusually long.
+
+    A neuron keeps the mean interval τ between the steps in which it fired and the last of them. If
+
+    .. math::
+        t - t_\text{last} > \tau + A
+
+    it was probably not meant to fire: it emits −1 (never below a total of zero), its membrane
+    potential gets θ back, and the clock starts anew. Charge is conserved, so an active neuron that
+    was only slow fires again.
+
+    Args:
+        threshold: as in :class:`BurstIFNode`.
+        max_spikes: as in :class:`BurstIFNode`.
+        v_init: as in :class:`BurstIFNode`.
+        shift: as in :class:`BurstIFNode`.
+        allowance: A in steps; 64 to 256 in the article, so it acts at T > A only.
+        step_mode: ``"s"`` or ``"m"``.
+
+    Raises:
+        ValueError: as :class:`BurstIFNode`, or if A < 0.
+
+    Source: Li et al., "Spike calibration: fast and accurate conversion of spiking neural network
+    for object detection and segmentation", 2022.
+
+    Example:
+        >>> node = SpikeCalibratedNode(allowance=1, step_mode="m")
+        >>> with torch.no_grad():
+        ...     node(torch.tensor([1.0, 0.0, 0.0, 0.0]).view(4, 1, 1)).flatten().tolist()
+        [1.0, 0.0, -1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        max_spikes: float = 1,
+        v_init: float | Tensor = 0.0,
+        shift: float | Tensor | None = None,
+        allowance: int = 64,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(threshold, max_spikes, v_init, shift, step_mode=step_mode)
+        if allowance < 0:
+            raise ValueError(f"allowance must be at least 0 time steps, got {allowance}")
+        self.allowance = allowance
+        # Clock, first and last step with a spike, number of such steps.
+        for name in ("clock", "first", "last", "fired"):
+            self.register_memory(name, None)
+
+    def materialize_states(
+        self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[object, ...]:
+        """Start all clocks at zero after a reset."""
+        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
+        v, _ = super().materialize_states(inputs, states[:2], step_mode)
+        if states[1] is not None:
+            return (v, *states[1:])
+        return (v, *(torch.zeros_like(x) for _ in range(5)))  # type: ignore[call-overload]
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """One step on explicit state ``(v, sent, clock, first, last, fired)``."""
+        (y,), (v, _) = super().single_step_functional_forward(inputs, (states[0], None))
+        sent, clock, first, last, fired = states[1:]
+        assert isinstance(clock, Tensor) and isinstance(fired, Tensor) and isinstance(v, Tensor)
+        theta = functional.per_channel(self.threshold, y.dim())
+        clock = clock + 1
+        spiked = y > 0
+        first = torch.where(spiked & (fired == 0), clock, first)  # type: ignore[call-overload]
+        interval = (last - first) / (fired - 1).clamp_min(1)  # type: ignore[operator]
+        sent = sent + torch.round(y / theta)  # type: ignore[operator]
+        late = ~spiked & (clock - last > interval + self.allowance) & (sent > 0)
+        y = torch.where(late, -theta, y)
+        v = torch.where(late, v + theta, v)
+        last = torch.where(spiked | late, clock, last)  # type: ignore[call-overload]
+        return (y,), (v, sent - late.to(sent.dtype), clock, first, last, fired + spiked)
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """T steps on explicit state; inputs ``[T, N, ...]``."""
+        outputs = []
+        for z in inputs[0]:
+            (y,), states = self.single_step_functional_forward((z,), states)
+            outputs.append(y)
+        return (torch.stack(outputs),), states
+
+
+@torch.no_grad()
+def inactivated_share(
+    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
+) -> dict[str, float]:
+    r"""Share of the ANN's inactive neurons that have a positive total after T steps, per layer.
+
+    .. math::
+        \text{SIN} = \frac{|\{i : a_i = 0,\ \sum_t y_i(t) > 0\}|}{|\{i : a_i = 0\}|}
+
+    Args:
+        snn: a converted network.
+        ann: the network it was converted from.
+        loader: batches.
+        time_steps: T.
+
+    Returns:
+        Layer name to share in [0, 1].
+
+    Source: Li et al., 2022 (SpiCalib).
+
+    Example:
+        >>> from spikingjelly.activation_based import ann2snn
+        >>> from sj_burst import BurstRecipe
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = [torch.rand(16, 3)]
+        >>> snn = ann2snn.Converter(BurstRecipe(x, max_spikes=1, progress=False)).convert(ann)
+        >>> list(inactivated_share(snn, ann, x, time_steps=8))
+        ['1']
+    """
+    inactive: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+    for layers in layer_rates(snn, ann, loader, time_steps):
+        for name, (rate, a) in layers.items():
+            inactive[name] = inactive.get(name, 0) + int((a <= 0).sum())
+            wrong[name] = wrong.get(name, 0) + int(((a <= 0) & (rate > 0)).sum())
+    return {name: wrong[name] / max(inactive[name], 1) for name in inactive}
