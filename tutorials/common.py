@@ -1,9 +1,12 @@
 """What the tutorials share: data, networks, training, tables."""
 
+from __future__ import annotations
+
 import argparse
 import gzip
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +14,9 @@ import torch.nn.functional as F
 from spikingjelly.logger import logger
 from torch import Tensor, nn
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 FIGURES = HERE.parent / "figures"
@@ -31,7 +37,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, default=4, help="training epochs of the ANN")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--train-images", type=int, help="number of training images; default: all")
     p.add_argument("--test-images", type=int, default=1000, help="number of test images")
+    p.add_argument("--calibration-images", type=int, default=1000, help="of the training split")
     p.add_argument("--figures", type=Path, default=FIGURES, help="where figures are written")
     return p
 
@@ -123,17 +131,16 @@ def train(
     return net.eval()
 
 
-def quickstart_network(
-    data: tuple[Tensor, Tensor], epochs: int, seed: int, device: str, name: str = "embedded"
-) -> nn.Module:
+def quickstart_network(args: argparse.Namespace, data: tuple[Tensor, Tensor]) -> nn.Module:
     """The trained small VGG; kept under ``runs/`` so that the next tutorial finds it."""
-    path = RUNS / f"vgg_{name}_epochs{epochs}_seed{seed}.pt"
-    torch.manual_seed(seed)
+    images, labels = data[0][: args.train_images], data[1][: args.train_images]
+    path = RUNS / f"vgg_{len(images)}images_epochs{args.epochs}_seed{args.seed}.pt"
+    torch.manual_seed(args.seed)
     net = small_vgg()
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
-        return net.to(device).eval()
-    train(net, data, epochs, device=device, seed=seed)
+        return net.to(args.device).eval()
+    train(net, (images, labels), args.epochs, device=args.device, seed=args.seed)
     RUNS.mkdir(exist_ok=True)
     torch.save(net.state_dict(), path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
@@ -147,10 +154,19 @@ def accuracy(net: nn.Module, test: Batches, device: str = "cpu") -> float:
     return correct / sum(len(y) for _, y in test)
 
 
-def print_table(rows: dict[str, Tensor], time_steps: int, head: str = "") -> None:
-    """Accuracy in percent at T = 1, 2, 4, … for each row."""
-    steps = [t for t in STEPS if t <= time_steps]
+def save(fig: Figure, args: argparse.Namespace, name: str) -> None:
+    """Write a figure into the folder for figures."""
+    args.figures.mkdir(parents=True, exist_ok=True)
+    fig.savefig(args.figures / name, dpi=160)
+    print(f"wrote {name}")
+
+
+def print_table(rows: dict[str, Tensor], head: str = "", unit: float = 100) -> None:
+    """Values times ``unit`` at T = 1, 2, 4, … for each row."""
+    length = min(map(len, rows.values()))
+    steps = [t for t in STEPS if t <= length]
     width = max(map(len, [*rows, head]))
     print(f"{head:{width}s} " + "".join(f"{f'T={t}':>8s}" for t in steps))
     for label, values in rows.items():
-        print(f"{label:{width}s} " + "".join(f"{100 * values[t - 1].item():8.1f}" for t in steps))
+        cells = "".join(f"{unit * values[t - 1].item():8.1f}" for t in steps)
+        print(f"{label:{width}s} {cells}")
