@@ -1,9 +1,28 @@
 """Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter."""
 
 from . import plot
+from .checkpoint import load, save
+from .graph import standardize
+from .graph.network import SpikingNetwork
+from .inactivated import inactivated_share
 from .neuron import BurstIFNode
-from .recipe import BurstRecipe
+from .recipe import PRESETS, BurstRecipe, Options
+from .recommend import recommend
 from .simulate import SimulationResult, simulate
 
 __version__ = "0.1.0"
-__all__ = ["BurstIFNode", "BurstRecipe", "SimulationResult", "plot", "simulate"]
+__all__ = [
+    "PRESETS",
+    "BurstIFNode",
+    "BurstRecipe",
+    "Options",
+    "SimulationResult",
+    "SpikingNetwork",
+    "inactivated_share",
+    "load",
+    "plot",
+    "recommend",
+    "save",
+    "simulate",
+    "standardize",
+]

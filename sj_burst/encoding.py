@@ -1,5 +1,7 @@
 """Input coding: how an analog, possibly signed image becomes spikes."""
 
+from collections.abc import Callable
+
 import torch
 from spikingjelly.activation_based import encoding
 from torch import Tensor
@@ -167,13 +169,8 @@ def _positive(threshold: float | Tensor) -> Tensor:
     return threshold
 
 
-def direct(threshold: float, time_steps: int) -> None:
-    """No encoder: the analog image is the input current at each step."""
-
-
-# coding option → encoder, from the largest |x| of the calibration set and T.
-ENCODERS = {
-    "direct": direct,
+# coding option → encoder, from the largest |x| of the calibration set and T; "direct" needs none.
+ENCODERS: dict[str, Callable[[Tensor, int], TemporalModule]] = {
     "rate": lambda threshold, time_steps: RateEncoder(threshold),
     "poisson": lambda threshold, time_steps: PoissonEncoder(threshold),
     "compensated": CompensatedRateEncoder,

@@ -149,7 +149,7 @@ class Options:
 _CHOICES: dict[str, list[str]] = {
     "potential": list(POTENTIAL_RULES),
     "max_pool": list(POOLING_RULES),
-    "coding": list(ENCODERS),
+    "coding": ["direct", *ENCODERS],
     "inactivated_spikes": ["allow", "signed", "spike_calibration"],
     "calibration": ["none", "light", "advanced"],
 }
@@ -278,17 +278,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Put burst neurons and spiking pooling in the place of activations and max-pooling."""
         max_spikes = self.options.max_spikes_of(self._statistics)
-        self._ann_modules = {
-            str(node.target): fx_model.get_submodule(str(node.target))
-            for node in fx_model.graph.nodes
-            if is_module(fx_model, node, (nn.ReLU, nn.Hardtanh, *MAX_POOLS))
+        neurons = {
+            name: self._neuron(statistics, max_spikes[name])
+            for name, statistics in self._statistics.items()
         }
-        for name, statistics in self._statistics.items():
-            fx_model.set_submodule(name, self._neuron(statistics, max_spikes[name]))
-        for node in fx_model.graph.nodes:
-            if is_module(fx_model, node, MAX_POOLS):
-                pool = fx_model.get_submodule(str(node.target))
-                fx_model.set_submodule(str(node.target), spiking_pool(pool, self.options.max_pool))
+        self._ann_modules = place(fx_model, neurons, self.options.max_pool)
         return fx_model.to(converter.device)
 
     def _neuron(self, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
@@ -299,15 +293,13 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if not options.channel_wise:
             threshold, v_init = threshold.squeeze(), v_init.squeeze()
         shift = threshold / (2 * options.time_steps) if options.shift else None
-        if options.inactivated_spikes == "spike_calibration":
-            return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
-        signed = options.inactivated_spikes == "signed"
-        return BurstIFNode(threshold, max_spikes, v_init, shift, signed)
+        return new_neuron(options, threshold, max_spikes, v_init, shift)
 
     def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:
         """Code the input, calibrate layer by layer, and wrap the graph."""
         options = self.options
-        self._encode_input(fx_model)
+        largest = None if options.coding == "direct" else self._largest_input()
+        encode_input(fx_model, options, largest)
         hold_constants(fx_model, self._example)
         fits = list(_CALIBRATIONS[options.calibration])
         if options.potential == "data":
@@ -324,24 +316,54 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 progress=self.progress,
             )
         reset_net(fx_model)
-        return SpikingNetwork(fx_model, dataclasses.asdict(options)).eval()
+        shape = tuple(self._example.shape[1:])
+        return SpikingNetwork(fx_model, dataclasses.asdict(options), shape).eval()
 
-    def _encode_input(self, fx_model: fx.GraphModule) -> None:
-        encoder = ENCODERS[self.options.coding](self._largest_input(), self.options.time_steps)
-        if encoder is None:
-            return
-        source = next(node for node in fx_model.graph.nodes if node.op == "placeholder")
-        fx_model.add_submodule("encoder", encoder.to(self._example.device))
-        with fx_model.graph.inserting_after(source):
-            coded = fx_model.graph.call_module("encoder", (source,))
-        source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
-        fx_model.recompile()
-
-    def _largest_input(self) -> float:
-        if self.options.coding == "direct":
-            return 1.0
+    def _largest_input(self) -> Tensor:
         inputs = batches(self.calibration_loader, "calibration_loader")
-        return max(x.abs().max().item() for x, _ in inputs) or 1.0
+        largest = max(x.abs().max().item() for x, _ in inputs)
+        return torch.tensor(largest or 1.0, device=self._example.device)
+
+
+def new_neuron(
+    options: Options,
+    threshold: Tensor,
+    max_spikes: float,
+    v_init: float | Tensor = 0.0,
+    shift: Tensor | None = None,
+) -> BurstIFNode:
+    """The neuron that ``inactivated_spikes`` asks for."""
+    if options.inactivated_spikes == "spike_calibration":
+        return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
+    signed = options.inactivated_spikes == "signed"
+    return BurstIFNode(threshold, max_spikes, v_init, shift, signed)
+
+
+def place(gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str) -> dict[str, nn.Module]:
+    """Put neurons and spiking pooling into a standardized graph; returns what they replaced."""
+    replaced = {}
+    for node in gm.graph.nodes:
+        name = str(node.target)
+        if is_module(gm, node, MAX_POOLS):
+            replaced[name] = gm.get_submodule(name)
+            gm.set_submodule(name, spiking_pool(replaced[name], max_pool))
+        elif node.op == "call_module" and name in neurons:
+            replaced[name] = gm.get_submodule(name)
+            gm.set_submodule(name, neurons[name])
+    return replaced
+
+
+def encode_input(gm: fx.GraphModule, options: Options, largest: Tensor | None) -> None:
+    """Insert the encoder that ``coding`` asks for; ``largest`` is the largest |x| it codes."""
+    if largest is None:
+        return
+    encoder = ENCODERS[options.coding](largest, options.time_steps)
+    source = next(node for node in gm.graph.nodes if node.op == "placeholder")
+    gm.add_submodule("encoder", encoder.to(largest.device))
+    with gm.graph.inserting_after(source):
+        coded = gm.graph.call_module("encoder", (source,))
+    source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
+    gm.recompile()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any
 from spikingjelly.activation_based import base
 from torch import Tensor, fx, nn
 
+from ..neuron import BurstIFNode
 from ..temporal import TemporalModule, Window
 
 __all__ = ["SpikingNetwork"]
@@ -20,21 +21,24 @@ class SpikingNetwork(nn.Module, base.StepModule):
 
     Args:
         graph: the converted graph.
-        options: the recipe's options, for the record (and for saving).
+        options: the recipe's options, for the record and for saving.
+        input_shape: shape of one sample, as seen in calibration.
 
     Example:
         >>> import torch
-        >>> from sj_burst import BurstIFNode
         >>> net = SpikingNetwork(fx.symbolic_trace(nn.Sequential(nn.Flatten())), {})
         >>> net.step_mode = "m"
         >>> net(torch.ones(4, 2, 3, 3)).shape
         torch.Size([4, 2, 9])
     """
 
-    def __init__(self, graph: fx.GraphModule, options: dict[str, Any]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, options: dict[str, Any], input_shape: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.options = options
+        self.input_shape = input_shape
         self._step_mode = "s"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,3 +70,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
     def temporal_modules(self) -> list[TemporalModule]:
         """The modules that carry state from step to step."""
         return [m for m in self.graph.modules() if isinstance(m, TemporalModule)]
+
+    def neurons(self) -> dict[str, BurstIFNode]:
+        """Burst neurons by layer name, in order of definition."""
+        return {n: m for n, m in self.graph.named_modules() if isinstance(m, BurstIFNode)}

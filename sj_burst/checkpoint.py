@@ -1,0 +1,171 @@
+"""Save and load converted networks."""
+
+import copy
+import os
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .graph import SpikingNetwork, fuse, standardize
+from .graph.hold import hold_constants
+from .graph.trace import activation_names
+from .recipe import Options, encode_input, new_neuron, place
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # imported from a source tree
+        return "unknown"
+
+
+def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
+    """Write a converted network: options, versions, parameters and buffers.
+
+    The file is written beside its place and then moved there, so an interruption leaves an old file
+    whole. The architecture is not stored: :func:`load` takes it from the ANN.
+
+    Args:
+        snn: a network that ``BurstRecipe`` converted.
+        path: the file.
+
+    Raises:
+        TypeError: for any other network.
+
+    Example:
+        >>> save(nn.Linear(2, 2), "snn.pt")
+        Traceback (most recent call last):
+        TypeError: save wants a network converted by BurstRecipe, got Linear; ...
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(
+            f"save wants a network converted by BurstRecipe, got {type(snn).__name__}; "
+            "use torch.save(net.state_dict(), path) for others"
+        )
+    path = Path(path)
+    content = {
+        "format": FORMAT,
+        "sj_burst": _version("sj_burst"),
+        "spikingjelly": _version("spikingjelly"),
+        "options": snn.options,
+        "input_shape": list(snn.input_shape),
+        "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
+        "state_dict": snn.state_dict(),
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
+    """Read a converted network; it computes what the saved one did, to the last bit.
+
+    Args:
+        path: a file that :func:`save` wrote; read with ``weights_only=True``.
+        ann: a network of the architecture that was converted; its weights do not matter, and it
+            stays as it is.
+
+    Returns:
+        The spiking network in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no checkpoint of ours, or is damaged, or of another format, or
+            if ``ann`` is of another architecture.
+
+    Example:
+        >>> import tempfile
+        >>> from spikingjelly.activation_based import ann2snn
+        >>> from sj_burst import BurstRecipe
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = ann2snn.Converter(BurstRecipe([torch.rand(8, 3)], progress=False)).convert(ann)
+        >>> x = torch.rand(5, 3)
+        >>> with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        ...     save(snn, f"{folder}/snn.pt")
+        ...     again = load(f"{folder}/snn.pt", ann)
+        ...     torch.equal(snn.hold(x, 4), again.hold(x, 4))
+        True
+    """
+    content = _read(path)
+    state: dict[str, Tensor] = content["state_dict"]
+    options = Options(**content["options"])
+    example = torch.rand(2, *content["input_shape"], generator=torch.Generator().manual_seed(0))
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    example = example.to(dtype)
+    # A copy: the architecture is wanted, in the precision of the file.
+    gm = standardize(copy.deepcopy(ann).to("cpu", dtype), example)
+    fuse(gm, example)
+    names = activation_names(gm)
+    if sorted(names) != sorted(content["max_spikes"]):
+        raise ValueError(
+            f"{path} holds neurons {sorted(content['max_spikes'])}, but ann has activations "
+            f"{sorted(names)}; pass a network of the architecture that was converted"
+        )
+    neurons = {}
+    for name in names:
+        buffers = {k: state.get(f"graph.{name}.{k}") for k in ("threshold", "v_init", "shift")}
+        neurons[name] = new_neuron(
+            options,
+            buffers["threshold"],  # type: ignore[arg-type]
+            content["max_spikes"][name],
+            buffers["v_init"],  # type: ignore[arg-type]
+            buffers["shift"],
+        )
+    place(gm, neurons, options.max_pool)
+    encode_input(gm, options, state.get("graph.encoder.threshold"))
+    hold_constants(gm, example)
+    snn = SpikingNetwork(gm, content["options"], tuple(content["input_shape"]))
+    _fill(snn, state, path)
+    for module in snn.temporal_modules():
+        module.reset()
+    return snn.eval()
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint, or is damaged: {error}") from error
+    if not isinstance(content, dict) or "format" not in content or "max_spikes" not in content:
+        raise ValueError(f"{path} was not written by sj_burst.save")
+    if content["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {content['format']} (sj_burst {content.get('sj_burst')}), this "
+            f"version reads {FORMAT}; convert the network again, or install that version"
+        )
+    return content
+
+
+def _fill(snn: SpikingNetwork, state: dict[str, Tensor], path: object) -> None:
+    """Load parameters; calibration may have given layers a bias that the ANN does not have."""
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        module = dict(snn.named_modules()).get(owner)
+        if last == "bias" and getattr(module, "bias", tensor) is None:
+            module.bias = nn.Parameter(tensor.clone())  # type: ignore[union-attr]
+    own = {name: tuple(tensor.shape) for name, tensor in snn.state_dict().items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if own != saved:
+        different = sorted(set(own.items()) ^ set(saved.items()))[:4]
+        raise ValueError(
+            f"{path} does not fit ann: {different}…; pass a network of the architecture that was "
+            "converted"
+        )
+    snn.load_state_dict(state)

@@ -1,0 +1,149 @@
+"""Pick the cheapest setting that keeps a network's accuracy."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import ann2snn
+from torch import Tensor, nn
+
+from .graph.check import evaluate
+from .loader import batches, check_loader
+from .recipe import BurstRecipe
+from .simulate import simulate
+
+__all__ = ["SETTINGS", "Recommendation", "Trial", "recommend"]
+
+# (T, Γ), cheapest first: spikes grow with the number of levels ΓT, and latency with T.
+SETTINGS: tuple[tuple[int, int], ...] = (
+    *((2, 1), (4, 1), (2, 4), (8, 1), (4, 4), (16, 1)),
+    *((2, 15), (8, 4), (32, 1), (4, 15), (16, 4), (8, 15)),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was tried: T, Γ, accuracy points lost, spikes per image."""
+
+    time_steps: int
+    max_spikes: int
+    drop: float
+    spikes: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What :func:`recommend` found; ``print`` it for the table of what was tried.
+
+    Attributes:
+        recipe: for the recommended setting, on the whole loader.
+        trials: every setting that was tried, in order.
+        chosen: the recommended one.
+        met: whether it stays within ``max_drop``; if none did, the one with the smallest drop is
+            recommended.
+    """
+
+    recipe: BurstRecipe = field(repr=False)
+    trials: list[Trial]
+    chosen: Trial
+    met: bool
+
+    def __str__(self) -> str:
+        rows = [f"{'T':>4s} {'Γ':>4s} {'drop (points)':>14s} {'spikes/image':>13s}"]
+        for t in self.trials:
+            mark = "  <- recommended" if t is self.chosen else ""
+            rows.append(f"{t.time_steps:4d} {t.max_spikes:4d} {t.drop:14.2f} {t.spikes:13.0f}{mark}")
+        if not self.met:
+            rows.append("no setting stays within max_drop; raise max_drop or max_time_steps")
+        return "\n".join(rows)
+
+
+def recommend(
+    ann: nn.Module,
+    loader: Iterable[Any],
+    max_drop: float = 0.5,
+    max_time_steps: int = 32,
+    *,
+    images: int = 1024,
+    progress: bool = True,
+    **options: Any,
+) -> Recommendation:
+    """Try a small set of settings on held-back training data, cheapest first.
+
+    The settings are ``SETTINGS`` with T ≤ ``max_time_steps``, all other options at their defaults
+    with advanced calibration. Half of the images calibrate, the other half measure; the search
+    stops at the first setting within ``max_drop``, because every later one spends more spikes.
+    Without targets, the drop is the share of samples that the ANN and the SNN classify differently.
+
+    Args:
+        ann: a trained network.
+        loader: training batches, ``(input, target)`` or inputs.
+        max_drop: accuracy points that may be lost.
+        max_time_steps: largest T.
+        images: how many images are used in all.
+        progress: show progress bars.
+        **options: of :class:`~sj_burst.recipe.Options`, but T and Γ.
+
+    Raises:
+        ValueError: if the loader has fewer than two images, or an argument is out of range.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = recommend(ann, [torch.rand(32, 3)], max_drop=50, progress=False)
+        >>> found.met, found.chosen.time_steps
+        (True, 2)
+    """
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop must be at least 0 accuracy points, got {max_drop}")
+    settings = [(t, g) for t, g in SETTINGS if t <= max_time_steps]
+    if not settings:
+        raise ValueError(f"max_time_steps must be at least {SETTINGS[0][0]}, got {max_time_steps}")
+    if overlap := {"time_steps", "max_spikes"} & set(options):
+        raise ValueError(f"recommend chooses {sorted(overlap)}; leave it out, see max_time_steps")
+    check_loader(loader)
+    calibration, held_back = _split(ann, loader, images)
+    correct = sum(int((evaluate(ann, x).argmax(1) == y).sum()) for x, y in held_back)
+    ann_accuracy = correct / sum(len(y) for _, y in held_back)
+    options = {"calibration": "advanced"} | options
+    trials: list[Trial] = []
+    for time_steps, max_spikes in settings:
+        setting = {"time_steps": time_steps, "max_spikes": max_spikes, "progress": progress}
+        recipe = BurstRecipe(calibration, **setting, **options)
+        snn = ann2snn.Converter(recipe).convert(ann)
+        result = simulate(snn, held_back, time_steps, progress=progress)
+        assert result.accuracy is not None
+        drop = 100 * (ann_accuracy - result.accuracy[-1].item())
+        trials.append(Trial(time_steps, max_spikes, drop, result.total_spikes[-1].item()))
+        if drop <= max_drop:
+            break
+    met = trials[-1].drop <= max_drop
+    chosen = trials[-1] if met else min(trials, key=lambda trial: trial.drop)
+    recipe = BurstRecipe(
+        loader,
+        progress=progress,
+        time_steps=chosen.time_steps,
+        max_spikes=chosen.max_spikes,
+        **options,
+    )
+    return Recommendation(recipe, trials, chosen, met)
+
+
+def _split(
+    ann: nn.Module, loader: Iterable[Any], images: int
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Inputs that calibrate, and batches (input, target) that measure."""
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    device = next(iter(ann.parameters()), torch.empty(0)).device
+    for x, y in batches(loader):
+        x = x.to(device)
+        inputs.append(x)
+        targets.append((evaluate(ann, x).argmax(1) if y is None else y).to(device))
+        if sum(map(len, inputs)) >= images:
+            break
+    x, y = torch.cat(inputs)[:images], torch.cat(targets)[:images]
+    if len(x) < 2:
+        raise ValueError(f"loader has {len(x)} image(s); recommend needs at least two")
+    half = len(x) // 2
+    return list(x[:half].split(100)), list(zip(x[half:].split(100), y[half:].split(100), strict=True))
