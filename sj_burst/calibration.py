@@ -40,7 +40,7 @@ class Layer:
 
     name: str
     node: BurstIFNode | None
-    affine: nn.Module | None
+    affine: Any
     currents: list[Tensor]
     inputs: list[Tensor]
     wanted: list[Tensor]
@@ -58,7 +58,8 @@ class Layer:
 
     def mean_error(self) -> Tensor:
         """Mean over samples of target minus rate, in the shape of one sample."""
-        return sum((a - phi).sum(0) for phi, a in self.rates()) / sum(map(len, self.targets))
+        errors = torch.stack([(a - phi).sum(0) for phi, a in self.rates()])
+        return errors.sum(0) / sum(map(len, self.targets))
 
 
 def run_temporal(module: TemporalModule, x: Tensor, window: Window) -> Tensor:
@@ -144,7 +145,8 @@ def refit_weights(layer: Layer, ridge: float = 3e-3) -> None:
         return
     groups = getattr(module, "groups", 1)
     weight = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
-    gram, moment = 0.0, 0.0
+    gram: Any = 0.0
+    moment: Any = 0.0
     for y, wanted in zip(layer.inputs, layer.wanted, strict=True):
         for part, goal in zip(y.split(8), wanted.split(8), strict=True):
             x = _patches(module, part.to(layer.device), groups)  # [G, rows, inputs + 1]
@@ -152,7 +154,6 @@ def refit_weights(layer: Layer, ridge: float = 3e-3) -> None:
             rest = goal - _rows(module, module(part.to(layer.device)), groups)
             gram = gram + (x.mT @ x).double()
             moment = moment + (x.mT @ rest).double()
-    assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
     penalty = gram.diagonal(dim1=1, dim2=2).clone()
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
@@ -164,12 +165,12 @@ def refit_weights(layer: Layer, ridge: float = 3e-3) -> None:
     _add_bias(module, update[:, -1].flatten().to(module.weight.dtype))
 
 
-def _add_bias(module: nn.Module, correction: Tensor) -> None:
+def _add_bias(module: Any, correction: Tensor) -> None:
     bias = module.bias.detach() + correction if module.bias is not None else correction
     module.bias = nn.Parameter(bias.detach().clone())
 
 
-def _has_patches(module: nn.Module) -> bool:
+def _has_patches(module: Any) -> bool:
     if isinstance(module, nn.Linear):
         return module.in_features <= 8192
     if not isinstance(module, nn.Conv1d | nn.Conv2d) or isinstance(module.padding, str):
@@ -191,7 +192,7 @@ def _channel_dim(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear) else 1
 
 
-def _patches(module: nn.Module, x: Tensor, groups: int) -> Tensor:
+def _patches(module: Any, x: Tensor, groups: int) -> Tensor:
     """What each output sees, and a one for the bias: ``[groups, rows, inputs per group + 1]``."""
     if isinstance(module, nn.Linear):
         rows = x.reshape(1, -1, x.shape[-1])
@@ -300,7 +301,7 @@ class _Sweep:
     ) -> None:
         module: Any = self.gm.get_submodule(str(node.target))
         is_neuron = isinstance(module, BurstIFNode)
-        current = node.args[0] if is_neuron else node
+        current: Any = node.args[0] if is_neuron else node
         layer = Layer(
             name=str(node.target),
             node=module if is_neuron else None,
@@ -335,6 +336,7 @@ class _Sweep:
         return [self._evaluate_batch(node, values, i) for i in range(len(self.inputs))]
 
     def _evaluate_batch(self, node: fx.Node, values: dict[fx.Node, list[Any]], index: int) -> Any:
+        args: Any
         if node.op == "placeholder":
             return self.inputs[index]
         args, kwargs = fx.node.map_arg(

@@ -66,31 +66,31 @@ class SpikeCalibratedNode(BurstIFNode):
 
     def materialize_states(
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         """Start all clocks at zero after a reset."""
-        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
+        x: Any = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
         v, _ = super().materialize_states(inputs, states[:2], step_mode)
         if states[1] is not None:
             return (v, *states[1:])
-        return (v, *(torch.zeros_like(x) for _ in range(5)))  # type: ignore[call-overload]
+        return (v, *(torch.zeros_like(x) for _ in range(5)))
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step on explicit state ``(v, sent, clock, first, last, fired)``."""
+        v: Any
         (y,), (v, _) = super().single_step_functional_forward(inputs, (states[0], None))
         sent, clock, first, last, fired = states[1:]
-        assert isinstance(clock, Tensor) and isinstance(fired, Tensor) and isinstance(v, Tensor)
         theta = functional.per_channel(self.threshold, y.dim())
         clock = clock + 1
         spiked = y > 0
-        first = torch.where(spiked & (fired == 0), clock, first)  # type: ignore[call-overload]
-        interval = (last - first) / (fired - 1).clamp_min(1)  # type: ignore[operator]
-        sent = sent + torch.round(y / theta)  # type: ignore[operator]
+        first = torch.where(spiked & (fired == 0), clock, first)
+        interval = (last - first) / (fired - 1).clamp_min(1)
+        sent = sent + torch.round(y / theta)
         late = ~spiked & (clock - last > interval + self.allowance) & (sent > 0)
         y = torch.where(late, -theta, y)
         v = torch.where(late, v + theta, v)
-        last = torch.where(spiked | late, clock, last)  # type: ignore[call-overload]
+        last = torch.where(spiked | late, clock, last)
         return (y,), (v, sent - late.to(sent.dtype), clock, first, last, fired + spiked)
 
     def multi_step_functional_forward(

@@ -17,7 +17,7 @@ def check_loader(loader: Any, name: str = "loader") -> None:
     Example:
         >>> check_loader(iter([1, 2]), "calibration_loader")
         Traceback (most recent call last):
-        TypeError: calibration_loader can be read only once (list_iterator); pass a DataLoader or list(...)
+        TypeError: calibration_loader can be read only once (list_iterator); pass ...
     """
     if isinstance(loader, Tensor):
         raise TypeError(f"{name} is a tensor; pass a DataLoader, or a list of batches [tensor]")

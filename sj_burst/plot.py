@@ -20,7 +20,7 @@ STYLES = ["-", "--", "-.", ":"]
 
 def _axes(ax: "Axes | None") -> "tuple[Figure, Axes]":
     if ax is not None:
-        return ax.figure, ax
+        return ax.get_figure(root=True), ax  # type: ignore[return-value]
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")

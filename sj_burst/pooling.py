@@ -93,18 +93,20 @@ class LIPool(TemporalModule):
         return total, pooled
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step on explicit state ``(total, pooled)``."""
-        out, *new = functional.li_pool_step(*inputs, *states, self.pool)  # type: ignore[arg-type]
-        return (out,), tuple(new)
+        (x,), (total, pooled) = inputs, states
+        out, total, pooled = functional.li_pool_step(x, total, pooled, self.pool)
+        return (out,), (total, pooled)
 
     def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """T steps on explicit state ``(total, pooled)``."""
-        out, *new = functional.li_pool_multi_step(*inputs, *states, self.pool)  # type: ignore[arg-type]
-        return (out,), tuple(new)
+        (x_seq,), (total, pooled) = inputs, states
+        out, total, pooled = functional.li_pool_multi_step(x_seq, total, pooled, self.pool)
+        return (out,), (total, pooled)
 
 
 class GatedPool(TemporalModule):
@@ -158,15 +160,11 @@ class GatedPool(TemporalModule):
         return (total,)
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step on explicit state ``(total,)``."""
-        out, total = functional.gated_pool_step(
-            *inputs,
-            *states,  # type: ignore[arg-type]
-            self._pool_with_indices,
-            self.spatial,
-        )
+        (x,), (total,) = inputs, states
+        out, total = functional.gated_pool_step(x, total, self._pool_with_indices, self.spatial)
         return (out,), (total,)
 
 
@@ -188,7 +186,7 @@ def _check_state(module: nn.Module, total: object, x: Tensor) -> None:
         )
 
 
-def average_pool(pool: nn.Module) -> nn.Module:
+def average_pool(pool: Any) -> nn.Module:
     """The average-pooling module of the same geometry; padding does not count.
 
     Args:
@@ -209,7 +207,8 @@ def average_pool(pool: nn.Module) -> nn.Module:
             f'max_pool="average" cannot replace {pool}: average-pooling has no dilation; '
             'use "lateral_inhibition"'
         )
-    return _AVG_POOLS[_spatial(pool) - 1](
+    module: Any = _AVG_POOLS[_spatial(pool) - 1]
+    return module(
         pool.kernel_size,
         pool.stride,
         pool.padding,
@@ -242,11 +241,8 @@ def spiking_pool(pool: nn.Module, rule: str) -> nn.Module:
         ValueError: for an unknown rule, or one that has no such geometry.
 
     Example:
-        >>> spiking_pool(nn.MaxPool2d(2), "lateral_inhibition")
-        LIPool(
-          step_mode=s
-          (pool): MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
-        )
+        >>> type(spiking_pool(nn.MaxPool2d(2), "lateral_inhibition")).__name__
+        'LIPool'
     """
     if rule not in POOLING_RULES:
         raise ValueError(f"max_pool must be one of {list(POOLING_RULES)}, got {rule!r}")

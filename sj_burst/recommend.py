@@ -108,7 +108,11 @@ def recommend(
     options = {"calibration": "advanced"} | options
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:
-        setting = {"time_steps": time_steps, "max_spikes": max_spikes, "progress": progress}
+        setting: dict[str, Any] = {
+            "time_steps": time_steps,
+            "max_spikes": max_spikes,
+            "progress": progress,
+        }
         recipe = BurstRecipe(calibration, **setting, **options)
         snn = ann2snn.Converter(recipe).convert(ann)
         result = simulate(snn, held_back, time_steps, progress=progress)

@@ -1,6 +1,7 @@
 """Fold batch normalisation into the layer before it, or the layer after it, where that is exact."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,7 +65,7 @@ def _foldable(gm: fx.GraphModule, node: fx.Node) -> bool:
     return gm.get_submodule(str(node.target)).running_mean is not None
 
 
-def _layer(gm: fx.GraphModule, node: object, dims: dict[fx.Node, int]) -> nn.Module | None:
+def _layer(gm: fx.GraphModule, node: object, dims: dict[fx.Node, int]) -> Any:
     """The affine layer that ``node`` calls, if nothing else calls it and channels are dimension 1."""
     if not isinstance(node, fx.Node) or not is_module(gm, node, (nn.Linear, *_CONVS, *_TRANSPOSED)):
         return None
@@ -80,7 +81,7 @@ def _fold_backward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) 
     if layer is None or not isinstance(source, fx.Node) or len(source.users) > 1:
         return False
     # In double precision the folded weights are as exact as the given ones.
-    bn = copy.deepcopy(gm.get_submodule(str(node.target))).double()
+    bn: Any = copy.deepcopy(gm.get_submodule(str(node.target))).double()
     dtype, layer = layer.weight.dtype, copy.deepcopy(layer).double()
     if isinstance(layer, nn.Linear):
         fused: nn.Module = fusion.fuse_linear_bn_eval(layer, bn)
@@ -101,11 +102,11 @@ def _fold_forward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) -
     return True
 
 
-def _is_padded(layer: nn.Module) -> bool:
+def _is_padded(layer: Any) -> bool:
     return layer.padding != "valid" and any(p != 0 for p in layer.padding)
 
 
-def _absorb(layer: nn.Module, bn: nn.Module) -> nn.Module:
+def _absorb(layer: Any, bn: Any) -> nn.Module:
     """A copy of ``layer`` that computes layer(BN(x))."""
     dtype, layer, bn = layer.weight.dtype, copy.deepcopy(layer), copy.deepcopy(bn).double()
     scale = torch.rsqrt(bn.running_var + bn.eps)
