@@ -56,7 +56,8 @@ def _count(level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Sur
         count = torch.full_like(level, lowest)
         for step in range(int(lowest) + 1, int(max_spikes) + 1):
             count = count + surrogate(level - step)
-    return count if sent is None else torch.maximum(count, -sent)
+    # Not torch.maximum, which would halve the gradient of every silent neuron (count = sent = 0).
+    return count if sent is None else torch.where(count < -sent, -sent, count)
 
 
 def burst_step(

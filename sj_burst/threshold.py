@@ -223,17 +223,20 @@ def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> 
     return (theta_max / transfer.max_spikes).to(statistics.maximum.dtype)
 
 
-def gaussian_fixed_point(mean: Tensor, std: Tensor, levels: int, iterations: int = 100) -> Tensor:
+def gaussian_fixed_point(mean: Tensor, std: Tensor, levels: int) -> Tensor:
     """θ_max of :func:`gaussian_threshold` for N(mean, std²) and n = ``levels``."""
+    # The iteration converges linearly, the slower the more levels there are.
     mean, std = mean.double().unsqueeze(-1), std.double().clamp_min(1e-12).unsqueeze(-1)
     odd = 2 * torch.arange(1, levels + 1, device=mean.device) - 1
     theta = (mean + 3 * std).clamp_min(std)
-    for _ in range(iterations):
+    for _ in range(100 + 50 * levels):
         u = (odd * theta / (2 * levels) - mean) / (math.sqrt(2) * std)
         denominator = 1 - (odd / levels**2 * u.erf()).sum(-1, keepdim=True)
         by_mean = mean * (1 - u.erf().mean(-1, keepdim=True))
         by_std = std / math.sqrt(math.pi / 2) * (-u.square()).exp().mean(-1, keepdim=True)
-        theta = (by_mean + by_std) / denominator.clamp_min(1e-12)
+        previous, theta = theta, (by_mean + by_std) / denominator.clamp_min(1e-12)
+        if torch.allclose(theta, previous, rtol=1e-7):
+            break
     return theta.squeeze(-1)
 
 
