@@ -33,6 +33,7 @@ class Layer:
         inputs: per batch the mean over T of ``affine``'s input ``[N, ...]``.
         wanted: per batch what ``affine`` should return for it: the ANN's pre-activation less the
             mean of the residual ``[N, ...]``.
+        residuals: per batch that mean, or zero.
         targets: per batch the ANN's activation ``[N, ...]``.
         time_steps: T.
         device: where the network runs; the values above are on the CPU.
@@ -44,6 +45,7 @@ class Layer:
     currents: list[Tensor]
     inputs: list[Tensor]
     wanted: list[Tensor]
+    residuals: list[Any]
     targets: list[Tensor]
     time_steps: int
     device: torch.device
@@ -126,17 +128,19 @@ def correct_potential(layer: Layer, rounds: int = 3) -> None:
         layer.node.v_init = layer.node.v_init + correction
 
 
-def refit_weights(layer: Layer, ridge: float = 3e-3) -> None:
+def refit_weights(layer: Layer, ridge: float = 3e-3, iterations: int = 4) -> None:
     r"""Advanced calibration: refit the affine map before the neuron by ridge regression.
 
     .. math::
-        \min_{W, b} \sum \| W \bar y + b - (z - \bar s) \|^2 + \lambda \| W - W_0 \|^2
+        \min_{W, b} \sum \| \mathrm{ReLU}(W \bar y + b + \bar s) - a \|^2
+        + \lambda \| W - W_0 \|^2
 
-    with the mean spike input ȳ of the calibrated prefix, the ANN's pre-activation z, the mean s̄ of
-    a residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The published method fits the
-    activation by Adam; before the staircase the problem is linear in W, so this solves it in closed
-    form (our own variant). Layers it does not know (transposed, three-dimensional, ``padding_mode``
-    other than zeros, more than 8192 inputs per output) keep their weights.
+    with the mean spike input ȳ of the calibrated prefix, the ANN's activation a, the mean s̄ of a
+    residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The first iteration fits the
+    ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
+    (each such step cannot raise the loss). The published method runs Adam on the activation; this
+    closed form is our own variant. Layers it does not know (transposed, three-dimensional,
+    ``padding_mode`` other than zeros, more than 8192 inputs per output) keep their weights.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
@@ -144,25 +148,55 @@ def refit_weights(layer: Layer, ridge: float = 3e-3) -> None:
     if module is None or not _has_patches(module):
         return
     groups = getattr(module, "groups", 1)
-    weight = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
-    gram: Any = 0.0
-    moment: Any = 0.0
-    for y, wanted in zip(layer.inputs, layer.wanted, strict=True):
-        for part, goal in zip(y.split(8), wanted.split(8), strict=True):
-            x = _patches(module, part.to(layer.device), groups)  # [G, rows, inputs + 1]
-            goal = _rows(module, goal.to(layer.device), groups)  # [G, rows, outputs]
-            rest = goal - _rows(module, module(part.to(layer.device)), groups)
+    gram: Any = 0.0  # Σ x xᵀ per group
+    for y in layer.inputs:
+        for part in y.split(_IMAGES_AT_ONCE):
+            x = _patches(module, part.to(layer.device), groups)
             gram = gram + (x.mT @ x).double()
-            moment = moment + (x.mT @ rest).double()
     penalty = gram.diagonal(dim1=1, dim2=2).clone()
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
     penalty += 1e-12 * penalty.max()
-    update = torch.linalg.solve(gram + torch.diag_embed(penalty), moment)
-    new = (weight + update[:, :-1].mT).reshape(module.weight.shape)
-    # New parameters, not in place: another module may be tied to the old ones.
-    module.weight = nn.Parameter(new.to(module.weight.dtype))
-    _add_bias(module, update[:, -1].flatten().to(module.weight.dtype))
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+    original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
+    for iteration in range(1 if layer.node is None else iterations):
+        moment = _moment(layer, groups, one_sided=iteration > 0)  # Σ x (goal − prediction)ᵀ
+        # The penalty pulls to the original weights, not to those of the last iteration.
+        moment[:, :-1] -= (
+            penalty[:, :-1, None] * (_grouped(module.weight, groups).double() - original).mT
+        )
+        update = torch.cholesky_solve(moment, factor)
+        new = _grouped(module.weight, groups).double() + update[:, :-1].mT
+        # New parameters, not in place: another module may be tied to the old ones.
+        dtype, shape = module.weight.dtype, module.weight.shape
+        module.weight = nn.Parameter(new.reshape(shape).to(dtype))
+        _add_bias(module, update[:, -1].flatten().to(dtype))
+
+
+def _moment(layer: Layer, groups: int, one_sided: bool) -> Tensor:
+    """Σ over the rows of input times what is missing in the output, per group."""
+    module, moment = layer.affine, torch.zeros((), dtype=torch.float64, device=layer.device)
+    for batch in zip(layer.inputs, layer.wanted, layer.targets, layer.residuals, strict=True):
+        parts = [_split(value, len(batch[0])) for value in batch]
+        for y, wanted, a, residual in zip(*parts, strict=True):
+            y = y.to(layer.device)
+            out = module(y)
+            missing = wanted.to(layer.device) - out
+            if one_sided:
+                current = out + _move(residual, layer.device)
+                missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
+            x, rows = _patches(module, y, groups), _rows(module, missing, groups)
+            moment = moment + (x.mT @ rows).double()
+    return moment
+
+
+_IMAGES_AT_ONCE = 8  # unfolded patches are large
+
+
+def _split(value: Any, batch: int) -> list[Any]:
+    if isinstance(value, Tensor):
+        return list(value.split(_IMAGES_AT_ONCE))
+    return [value] * -(-batch // _IMAGES_AT_ONCE)
 
 
 def _add_bias(module: Any, correction: Tensor) -> None:
@@ -309,6 +343,7 @@ class _Sweep:
             currents=[],
             inputs=[] if affine is None else self._means(affine.args[0]),
             wanted=[] if affine is None else self._wanted(current, residual),
+            residuals=[0.0] * len(self.inputs) if residual is None else self._means(residual),
             targets=self.ann[node],
             time_steps=self.time_steps,
             device=self.device,
