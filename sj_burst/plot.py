@@ -99,7 +99,7 @@ def accuracy_vs_spikes(
     fig, ax = _axes(ax)
     for index, (label, accuracy) in enumerate(_accuracies(results).items()):
         spikes = results[label].total_spikes
-        if not spikes.any():
+        if not len(spikes):
             raise ValueError(f"result {label!r} has no spikes; simulate a network of burst neurons")
         ax.plot(spikes, 100 * accuracy, label=label, **_look(index))
     _ann_line(ax, ann_accuracy)

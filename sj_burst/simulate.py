@@ -44,16 +44,10 @@ class SimulationResult:
     seconds: float = 0.0
 
     @property
-    def time_steps(self) -> int:
-        """T."""
-        found = [t for t in (self.accuracy, self.error, *self.spikes.values()) if t is not None]
-        return len(found[0])
-
-    @property
     def total_spikes(self) -> Tensor:
         """``[T]``, spikes per sample over all layers, accumulated up to every step."""
         if not self.spikes:
-            return torch.zeros(self.time_steps)
+            return torch.zeros(0)
         return torch.stack(list(self.spikes.values())).sum(0).cumsum(0)
 
 
@@ -87,8 +81,8 @@ def simulate(
         A :class:`SimulationResult`.
 
     Raises:
-        ValueError: if T or the chunk is below 1, the loader is empty, or there is neither a target
-            nor a reference to compare with.
+        ValueError: if T or the chunk is below 1, or the loader is empty.
+        TypeError: for a loader that does not yield tensors or (input, target) tuples.
 
     Example:
         >>> from sj_burst import BurstRecipe
@@ -167,9 +161,10 @@ def _device_of(net: nn.Module) -> torch.device:
 @contextmanager
 def _count_spikes(snn: nn.Module, time_steps: int) -> Iterator[dict[str, Tensor]]:
     """Sum the spikes of every burst neuron layer for each step while the context is open."""
-    counts = {name: torch.zeros(time_steps, dtype=torch.float64) for name in neurons(snn)}
+    layers = snn.neurons() if isinstance(snn, SpikingNetwork) else neurons(snn)
+    counts = {name: torch.zeros(time_steps, dtype=torch.float64) for name in layers}
     handles = []
-    for name, node in neurons(snn).items():
+    for name, node in layers.items():
         position = {"step": 0}
 
         def count(

@@ -6,13 +6,15 @@ from torch import nn
 from sj_burst.calibration import Layer, refit_weights
 from tests.networks import resnet, vgg
 
-IMAGES = [torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(4)]
+IMAGES = [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(4)]
 
 
 @torch.no_grad()
 def output_error(snn, ann, x, steps):
     functional.reset_net(snn)
-    return ((snn.hold(x, steps).mean(0) - ann(x)).norm() / ann(x).norm()).item()
+    wanted = ann(x)
+    # Relative to how the outputs differ between samples: their mean is easily met.
+    return ((snn.hold(x, steps).mean(0) - wanted).norm() / (wanted - wanted.mean(0)).norm()).item()
 
 
 def layer_means(snn, ann, x, steps):
@@ -31,12 +33,12 @@ def test_light_removes_the_mean_error_of_each_channel(convert, coding):
         errors[calibration] = [
             (a - rate).mean((0, 2, 3)).norm().item() for rate, a in layer_means(snn, ann, x, 4).values()
         ]
-    assert sum(errors["light"]) < 0.2 * sum(errors["none"])
+    assert sum(errors["light"]) < 0.3 * sum(errors["none"])
 
 
 def test_each_step_of_calibration_lowers_the_error(convert):
     ann = resnet(blocks=2)
-    test = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    test = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     options = {"time_steps": 4, "max_spikes": 1}
     errors = [
         output_error(convert(ann, IMAGES, calibration=c, **options), ann, test, 4)

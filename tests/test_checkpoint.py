@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import load, save
+from tests.networks import resnet, vgg
+
+X = torch.rand(8, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"calibration": "advanced", "max_spikes": 2},
+        {"channel_wise": False, "potential": "zero", "shift": True, "inactivated_spikes": "allow"},
+        {"inactivated_spikes": "spike_calibration", "max_pool": "gated"},
+        {"coding": "compensated", "max_pool": "average"},
+        {"max_spikes": {"2": 1, "*": 3}},
+    ],
+)
+@torch.no_grad()
+def test_round_trip_is_exact(convert, tmp_path, options):
+    snn = convert(vgg(), [X], **options)
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", vgg(seed=7))  # other weights, same architecture
+    assert torch.equal(snn.hold(X, 5), again.hold(X, 5))
+    assert again.options == snn.options
+    assert not again.training
+
+
+@torch.no_grad()
+def test_residual_networks_come_back(convert, tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    snn = convert(resnet(), [x], calibration="advanced")
+    save(snn, tmp_path / "snn.pt")
+    assert torch.equal(snn.hold(x, 4), load(tmp_path / "snn.pt", resnet(seed=3)).hold(x, 4))
+
+
+def test_wrong_architecture(convert, tmp_path):
+    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    with pytest.raises(ValueError, match="architecture"):
+        load(tmp_path / "snn.pt", nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.ReLU()))
+    other = vgg()
+    other[9] = nn.Linear(32, 7)
+    with pytest.raises(ValueError, match="does not fit"):
+        load(tmp_path / "snn.pt", other)
+
+
+def test_foreign_and_damaged_files(convert, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.pt", vgg())
+    torch.save({"a": 1}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="not written by"):
+        load(tmp_path / "foreign.pt", vgg())
+    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    whole = (tmp_path / "snn.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load(tmp_path / "cut.pt", vgg())
+    content = torch.load(tmp_path / "snn.pt", weights_only=True)
+    torch.save(content | {"format": 99}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match="format 99"):
+        load(tmp_path / "later.pt", vgg())
+
+
+def test_an_interrupted_save_leaves_the_old_file(convert, tmp_path, monkeypatch):
+    path = tmp_path / "snn.pt"
+    snn = convert(vgg(), [X])
+    save(snn, path)
+    before = path.read_bytes()
+
+    def broken(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        save(snn, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["snn.pt"]
+
+
+def test_only_our_networks():
+    with pytest.raises(TypeError, match="converted by BurstRecipe"):
+        save(vgg(), "x.pt")

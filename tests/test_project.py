@@ -1,0 +1,61 @@
+"""The package as a whole: imports, README, tutorials."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command, cwd=ROOT, **environment):
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_a_bare_import_is_lean():
+    # SpikingJelly itself may import more; what counts is what our modules add.
+    code = (
+        "import sys, torch, spikingjelly.activation_based.ann2snn\n"
+        "before = set(sys.modules)\n"
+        "import sj_burst\n"
+        "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "assert not added & {'cupy', 'numba', 'matplotlib', 'torchvision'}, added\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def snippets():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_snippets_run_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert snippets()
+    namespace = {}
+    for snippet in snippets():
+        exec(compile(snippet, "README.md", "exec"), namespace)
+
+
+def test_readme_pictures_exist():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / picture).is_file(), picture
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "tutorials").glob("[0-9]*.py")))
+def test_tutorials_run_at_their_smallest_size(script, tmp_path):
+    small = ["--epochs", "1", "--train-images", "500", "--test-images", "100"]
+    result = run(
+        *(sys.executable, "-W", "ignore", f"tutorials/{script}", *small),
+        *("--calibration-images", "100", "--figures", str(tmp_path)),
+        MPLBACKEND="Agg",
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert list(tmp_path.glob("*.png"))

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from sj_burst import recommend
+from tests.networks import vgg
+
+X = torch.rand(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_first_setting_within_the_drop_is_chosen():
+    ann = vgg()
+    strict = recommend(ann, [X], max_drop=0.0, max_time_steps=8, progress=False)
+    lax = recommend(ann, [X], max_drop=100.0, progress=False)
+    assert lax.met and len(lax.trials) == 1
+    assert lax.chosen.spikes <= strict.chosen.spikes
+    assert strict.met == (strict.chosen.drop <= 0)
+    assert strict.recipe.options.time_steps == strict.chosen.time_steps
+    assert "recommended" in str(strict)
+
+
+def test_options_pass_through_and_bad_ones_are_refused():
+    found = recommend(
+        vgg(), [(X, torch.zeros(60, dtype=torch.long))], 100, progress=False, coding="rate"
+    )
+    assert found.recipe.options.coding == "rate"
+    with pytest.raises(ValueError, match="max_spikes"):
+        recommend(vgg(), [X], max_spikes=2)
+    with pytest.raises(ValueError, match="max_drop"):
+        recommend(vgg(), [X], max_drop=-1)
+    with pytest.raises(ValueError, match="max_time_steps"):
+        recommend(vgg(), [X], max_time_steps=1)
+    with pytest.raises(ValueError, match="at least two"):
+        recommend(vgg(), [X[:1]])

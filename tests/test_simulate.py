@@ -1,0 +1,152 @@
+import pytest
+import torch
+from spikingjelly.activation_based import ann2snn, functional
+from torch import nn
+
+from sj_burst import plot, simulate
+from sj_burst.inactivated import SpikeCalibratedNode, inactivated_share
+from tests.networks import resnet, vgg
+
+X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 5, (24,), generator=torch.Generator().manual_seed(1))
+DATA = [(X[:10], Y[:10]), (X[10:], Y[10:])]
+
+
+@torch.no_grad()
+def slow_accuracy(snn, steps):
+    """One sample and one step at a time."""
+    correct = torch.zeros(steps)
+    for x, y in zip(X, Y, strict=True):
+        functional.reset_net(snn)
+        total = 0
+        for t in range(steps):
+            total = total + snn(x.unsqueeze(0))
+            correct[t] += (total.argmax(1) == y).item()
+    functional.reset_net(snn)
+    return correct / len(X)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 100])
+def test_accuracy_equals_a_slow_loop(convert, chunk):
+    snn = convert(vgg(), [X])
+    result = simulate(snn, DATA, 5, chunk=chunk, progress=False)
+    assert torch.allclose(result.accuracy, slow_accuracy(snn, 5))
+    assert result.output.shape == (24, 5)
+    assert result.samples == 24
+
+
+def test_other_spikingjelly_networks_run_step_by_step():
+    recipe = ann2snn.RateCodingRecipe([(X, Y)], mode="max")
+    snn = ann2snn.Converter(recipe).convert(vgg())
+    result = simulate(snn, DATA, 4, progress=False)
+    assert torch.allclose(result.accuracy, slow_accuracy(snn, 4))
+
+
+@torch.no_grad()
+def test_spikes_equal_a_brute_force_count(convert):
+    snn = convert(vgg(), [X], max_spikes=3)
+    result = simulate(snn, DATA, 4, progress=False)
+    counts = {name: torch.zeros(4) for name in snn.neurons()}
+    for name, node in snn.neurons().items():
+
+        def hook(node, _, y, name=name):
+            theta = node.threshold.view(-1, 1, 1)
+            counts[name][step] += (y / theta).round().abs().sum() / len(X)
+
+        node.register_forward_hook(hook)
+    for step in range(4):  # noqa: B007 (the hook reads it)
+        snn(X)
+    for name in counts:
+        assert torch.allclose(result.spikes[name], counts[name], rtol=1e-4)
+    assert result.total_spikes[-1] == pytest.approx(
+        sum(c.sum().item() for c in counts.values()), rel=1e-4
+    )
+
+
+def test_error_against_the_ann_falls(convert):
+    ann = vgg()
+    snn = convert(ann, [X], time_steps=32)
+    result = simulate(snn, [X], 32, reference=ann, progress=False)
+    assert result.accuracy is None
+    assert result.error[-1] < 0.05 < result.error[0]
+
+
+def test_state_is_reset_before_and_after(convert):
+    snn = convert(vgg(), [X])
+    first = simulate(snn, DATA, 3, progress=False)
+    with torch.no_grad():
+        snn.hold(X[:4], 2)  # a state of another batch size stays behind
+    assert torch.equal(first.output, simulate(snn, DATA, 3, progress=False).output)
+    assert all(node.v is None for node in snn.neurons().values())
+
+
+def test_bad_arguments(convert):
+    snn = convert(vgg(), [X])
+    for steps in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="time_steps must be an integer ≥ 1"):
+            simulate(snn, DATA, steps)
+    with pytest.raises(ValueError, match="chunk"):
+        simulate(snn, DATA, 4, chunk=0)
+    with pytest.raises(ValueError, match="empty"):
+        simulate(snn, [], 4, progress=False)
+    with pytest.raises(TypeError, match="yields str batches"):
+        simulate(snn, ["image"], 4, progress=False)
+
+
+def test_inactivated_share_counts_neurons(convert):
+    ann = resnet()
+    x = torch.randn(8, 3, 8, 8)
+    share = {}
+    for rule in ("allow", "signed"):
+        snn = convert(ann, [x], max_spikes=1, inactivated_spikes=rule)
+        share[rule] = inactivated_share(snn, ann, [x], 16)
+    assert share["allow"].keys() == share["signed"].keys()
+    assert sum(share["signed"].values()) < sum(share["allow"].values())
+    assert all(0 <= s <= 1 for s in share["allow"].values())
+    with pytest.raises(ValueError, match="no activation"):
+        inactivated_share(snn, nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), [x], 4)
+
+
+def test_spike_calibration_equals_its_rule():
+    """Neuron by neuron, step by step."""
+    theta, allowance, steps = 0.5, 2, 24
+    z = torch.randn(steps, 1, 6, dtype=torch.float64) * 0.4
+    z[:4] += 0.5
+    node = SpikeCalibratedNode(theta, 1, allowance=allowance, step_mode="m").double()
+    with torch.no_grad():
+        out = node(z)
+    assert (out < 0).any()
+    for i in range(6):
+        v, sent, first, last, fired = 0.0, 0, 0, 0, 0
+        for t in range(1, steps + 1):
+            v += z[t - 1, 0, i].item()
+            spike = 1 if v >= theta else 0
+            v -= theta * spike
+            if spike:
+                interval = 0
+                first = first or t
+            interval = (last - first) / (fired - 1) if fired > 1 else 0
+            sent += spike
+            if not spike and sent > 0 and t - last > max(interval, 0) + allowance:
+                spike = -1
+                v += theta
+                sent -= 1
+            assert out[t - 1, 0, i].item() == pytest.approx(theta * spike)
+            if spike:
+                last = t
+            fired += spike == 1
+    assert (out.cumsum(0) >= 0).all()
+
+
+def test_figures_have_labels_and_return_axes(convert):
+    result = simulate(convert(vgg(), [X]), DATA, 4, progress=False)
+    fig, ax = plot.accuracy_vs_time({"a": result}, ann_accuracy=0.5)
+    assert ax.get_xlabel() == "time steps T" and ax.get_ylabel() == "accuracy (%)"
+    assert ax.lines[0].get_ydata()[-1] == pytest.approx(100 * result.accuracy[-1].item())
+    again, same = plot.accuracy_vs_spikes({"a": result}, ax=ax)
+    assert again is fig and same is ax
+    with pytest.raises(ValueError, match="results is empty"):
+        plot.accuracy_vs_time({})
+    without = simulate(convert(vgg(), [X]), [X], 2, reference=vgg(), progress=False)
+    with pytest.raises(ValueError, match="has no accuracy"):
+        plot.accuracy_vs_time({"a": without})
