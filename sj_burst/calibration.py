@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,15 @@ from .graph.trace import call_sites, is_module
 from .neuron import BurstIFNode
 from .temporal import TemporalModule, Window
 
-__all__ = ["FITS", "Layer", "correct_bias", "correct_potential", "refit_weights", "sweep"]
+__all__ = [
+    "FITS",
+    "Layer",
+    "correct_bias",
+    "correct_potential",
+    "refit_threshold",
+    "refit_weights",
+    "sweep",
+]
 
 _SUMS = {operator.add, operator.iadd, torch.add}
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -37,6 +45,7 @@ class Layer:
         targets: per batch the ANN's activation ``[N, ...]``.
         time_steps: T.
         device: where the network runs; the values above are on the CPU.
+        bounded: whether the activation has an upper bound, which fixes the threshold.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Layer:
     targets: list[Tensor]
     time_steps: int
     device: torch.device
+    bounded: bool = False
 
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""
@@ -126,6 +136,32 @@ def correct_potential(layer: Layer, rounds: int = 3) -> None:
     for _ in range(rounds):
         correction = layer.time_steps * _channel_mean(layer.mean_error())
         layer.node.v_init = layer.node.v_init + correction
+
+
+def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1, 1.2, 1.35)) -> None:
+    r"""Scale threshold and initial potential of each channel to the least error on real spikes.
+
+    .. math::
+        f^* = \arg\min_f \| \phi(f\theta, f v_0) - a \|^2
+
+    The threshold rules assume a constant current of the ANN's distribution; this looks at the
+    current that the calibrated prefix really sends, on the first 64 images. Bounded activations
+    keep their thresholds. Our own addition.
+    """
+    node = layer.node
+    if node is None or layer.bounded:
+        return
+    some = replace(layer, currents=layer.currents[:2], targets=layer.targets[:2])
+    threshold, v_init = node.threshold, node.v_init
+
+    def cost(factor: float) -> Tensor:
+        node.threshold, node.v_init = factor * threshold, factor * v_init
+        squares = torch.stack([(phi - a).square().sum(0) for phi, a in some.rates()]).sum(0)
+        return _channel_mean(squares) if threshold.dim() == 1 else squares.mean()
+
+    costs = torch.stack([cost(factor) for factor in (1.0, *factors)])
+    best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
+    node.threshold, node.v_init = best * threshold, best * v_init
 
 
 def refit_weights(layer: Layer, ridge: float = 3e-3, iterations: int = 4) -> None:
@@ -242,6 +278,7 @@ def _patches(module: Any, x: Tensor, groups: int) -> Tensor:
 
 FITS: dict[str, Callable[[Layer], None]] = {
     "weights": refit_weights,
+    "threshold": refit_threshold,
     "potential": correct_potential,
     "bias": correct_bias,
 }
@@ -347,6 +384,7 @@ class _Sweep:
             targets=self.ann[node],
             time_steps=self.time_steps,
             device=self.device,
+            bounded=isinstance(self.ann_modules.get(str(node.target)), nn.Hardtanh),
         )
         stale = [n for n in (affine, current if residual is not None else None) if n is not None]
         if not is_neuron and affine is None:

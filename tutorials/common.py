@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from networks import small_vgg
 from spikingjelly.logger import logger
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -81,21 +82,6 @@ def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 1
     """The first ``count`` samples in batches."""
     images, labels = data[0][:count], data[1][:count]
     return list(zip(images.split(size), labels.split(size), strict=True))
-
-
-def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """A VGG of five convolutions with BatchNorm and max-pooling, for 28×28 grey images."""
-    layers: list[nn.Module] = []
-    channels = 1
-    for width in (16, 16, "M", 32, 32, "M", 64, "M"):
-        if width == "M":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
-        layers.append(activation())
-        channels = width
-    layers += [nn.Flatten(), nn.Linear(64 * 3 * 3, 128), activation(), nn.Linear(128, classes)]
-    return nn.Sequential(*layers)
 
 
 def train(

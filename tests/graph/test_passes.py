@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from networks import CifarResNet
 from torch import nn
 
 from sj_burst.graph import (
@@ -15,7 +16,7 @@ from sj_burst.graph import (
 )
 from sj_burst.graph.fuse import unfused
 from sj_burst.graph.trace import activation_names
-from tests.networks import CifarResNet, randomize_batch_norm
+from tests.networks import randomize_batch_norm
 
 MODELS = [
     *("alexnet", "vgg11_bn", "resnet18", "resnet50", "densenet121", "googlenet", "mobilenet_v2"),
