@@ -24,7 +24,7 @@ from .graph import (
     standardize,
 )
 from .graph.hold import hold_constants
-from .graph.trace import activation_names, is_module
+from .graph.trace import activation_names, is_module, record
 from .inactivated import SpikeCalibratedNode
 from .loader import batches, check_loader, take
 from .neuron import BurstIFNode, check_max_spikes
@@ -55,9 +55,10 @@ class Options:
         inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
         allowance: steps of silence that ``"spike_calibration"`` allows beyond the mean interval.
-        calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, then biases).
+        calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
+            scale of thresholds).
         calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
-            use.
+            use at most; fewer if one layer's activations in all steps would exceed 1 GiB.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
@@ -80,7 +81,7 @@ class Options:
     inactivated_spikes: str = "signed"
     allowance: int = 64
     calibration: str = "none"
-    calibration_images: int = 256
+    calibration_images: int = 512
 
     def __post_init__(self) -> None:
         for name, least in (("time_steps", 1), ("calibration_images", 1), ("allowance", 0)):
@@ -154,7 +155,9 @@ _CHOICES: dict[str, list[str]] = {
     "calibration": ["none", "light", "advanced"],
 }
 # calibration option → what the sweep fits in each layer, in this order.
-_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias"]}
+_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", "threshold", "bias"]}
+
+_SWEEP_BYTES = 2**30  # of one layer's activations; a handful of layers are held at a time
 
 # Published settings: options that differ from the defaults, by the paper they come from.
 _PLAIN: dict[str, Any] = dict(
@@ -305,7 +308,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
         if fits:
-            images = take(self.calibration_loader, options.calibration_images, "calibration_loader")
+            images = take(self.calibration_loader, self._sweep_images(fx_model), "calibration_loader")
             sweep(
                 fx_model,
                 self._ann_modules,
@@ -318,6 +321,14 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         reset_net(fx_model)
         shape = tuple(self._example.shape[1:])
         return SpikingNetwork(fx_model, dataclasses.asdict(options), shape).eval()
+
+    def _sweep_images(self, fx_model: fx.GraphModule) -> int:
+        """How many images the sweep may hold in memory."""
+        values = record(fx_model, self._example).values()
+        reset_net(fx_model)
+        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+        fitting = int(_SWEEP_BYTES * len(self._example) / (largest * self.options.time_steps))
+        return max(1, min(self.options.calibration_images, fitting))
 
     def _largest_input(self) -> Tensor:
         inputs = batches(self.calibration_loader, "calibration_loader")
