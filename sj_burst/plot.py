@@ -32,7 +32,7 @@ def _look(index: int) -> dict[str, Any]:
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
         "marker": "osD^v<>"[index % 7],
-        "markersize": 3.5,
+        "markersize": 4.5,
         "linewidth": 1.6,
     }
 
@@ -63,7 +63,10 @@ def accuracy_vs_time(
     longest = 1
     for index, (label, accuracy) in enumerate(_accuracies(results).items()):
         longest = max(longest, len(accuracy))
-        ax.plot(range(1, len(accuracy) + 1), 100 * accuracy, label=label, **_look(index))
+        steps = range(1, len(accuracy) + 1)
+        # Markers at powers of two: more would run together at the right.
+        at = [t - 1 for t in steps if t & (t - 1) == 0]
+        ax.plot(steps, 100 * accuracy, label=label, markevery=at, **_look(index))
     _ann_line(ax, ann_accuracy)
     _log_axis(ax, 0.95, max(longest, 2) * 1.05)
     ax.set_xlabel("time steps T")
@@ -140,10 +143,10 @@ def _ann_line(ax: "Axes", ann_accuracy: float | None) -> None:
 
 def _log_axis(ax: "Axes", low: float, high: float) -> None:
     """Powers of two, written as plain numbers."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(low, high)
     _tidy(ax)
