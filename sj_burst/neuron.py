@@ -8,7 +8,7 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
-from . import functional
+from . import backends, functional
 from .temporal import TemporalModule
 
 __all__ = ["BurstIFNode"]
@@ -36,6 +36,12 @@ class BurstIFNode(TemporalModule):
         surrogate_function: SpikingJelly surrogate for training, applied at every level θ, 2θ, …, Γθ.
         step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
         store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
+        backend: what runs the multi-step forward; see :func:`sj_burst.set_backend`.
+
+    Attributes:
+        count_spikes: ask the backend to count spikes while it emits them.
+        spike_counts: spikes in each step (``[T]``, a burst of n counts n) of the last multi-step
+            forward, if asked for and the backend counts; else ``None``.
 
     Raises:
         ValueError: if Γ < 1 or not an integer, or a threshold is not positive and finite.
@@ -63,8 +69,12 @@ class BurstIFNode(TemporalModule):
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
         store_v_seq: bool = False,
+        backend: str = "torch",
     ) -> None:
         super().__init__(step_mode)
+        self.backend = backend
+        self.count_spikes = False
+        self.spike_counts: Tensor | None = None
         self.max_spikes = check_max_spikes(max_spikes)
         self.signed = signed
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
@@ -84,6 +94,11 @@ class BurstIFNode(TemporalModule):
             self.register_buffer(name, value)
         self.register_memory("v", None)
         self.register_memory("sent", None)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be."""
+        return backends.BACKENDS
 
     def materialize_states(
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
@@ -140,7 +155,9 @@ class BurstIFNode(TemporalModule):
             return self._multi_step_storing_v(z_seq, states)
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z_seq, v, z_seq.dim() - 1)
-        y_seq, v, sent = functional.burst_multi_step(z_seq, v, sent=sent, **parameters)
+        y_seq, v, sent, self.spike_counts = backends.burst_multi_step(
+            self.backend, z_seq, v, sent=sent, count=self.count_spikes, **parameters
+        )
         return (y_seq,), (v, sent)
 
     def _multi_step_storing_v(

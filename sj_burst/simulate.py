@@ -196,6 +196,8 @@ def _count_spikes(snn: nn.Module, time_steps: int) -> Iterator[dict[str, Tensor]
 
 def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     """``[T]`` spikes in a layer's weighted output; a burst of n counts n, a negative spike 1."""
+    if node.spike_counts is not None:
+        return node.spike_counts
     if node.window is not None:
         y = y.unflatten(0, node.window)
     elif node.step_mode == "s":
