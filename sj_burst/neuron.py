@@ -108,7 +108,8 @@ class BurstIFNode(TemporalModule):
         assert isinstance(x, Tensor)
         v, sent = states
         if v is None:
-            v = functional.per_channel(self.v_init, x.dim()).to(x.dtype).expand_as(x)
+            dtype = x.dtype if self.backend == "torch" else backends.state_dtype(x.dtype)
+            v = functional.per_channel(self.v_init, x.dim()).to(dtype).expand_as(x)
         elif isinstance(v, Tensor) and v.shape != x.shape:
             raise ValueError(
                 f"BurstIFNode holds the membrane potential of an input of shape {tuple(v.shape)} "
@@ -144,6 +145,7 @@ class BurstIFNode(TemporalModule):
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z, v, z.dim())
         y, v, sent = functional.burst_step(z, v, sent=sent, **parameters)
+        self.spike_counts = None
         return (y,), (v, sent)
 
     def multi_step_functional_forward(

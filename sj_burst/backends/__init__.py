@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from . import cupy
+from .cupy import state_dtype
 
 __all__ = [
     "BACKENDS",
@@ -33,6 +34,7 @@ __all__ = [
     "check_backend",
     "li_pool_multi_step",
     "set_backend",
+    "state_dtype",
 ]
 
 BACKENDS = ("torch", "numba", "cupy", "auto")
