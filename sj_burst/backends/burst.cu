@@ -49,7 +49,7 @@ extern "C" __global__ void burst_forward(
             }
             if (z_stride == 0) held = load_pack(z + first);
         }
-#pragma unroll 4
+#pragma unroll (WIDTH > 4 ? 2 : 4)
         for (Index t = 0; t < steps; ++t) {
             Tally spikes = 0;
             if (active) {

@@ -368,7 +368,7 @@ def burst_multi_step(
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
         surrogate: a ``Sigmoid`` or ``ATan`` of SpikingJelly, where a gradient is needed.
-        count: whether to count spikes while they are emitted.
+        count: whether to count spikes while they are emitted (not where a gradient is needed).
 
     Returns:
         Outputs in the type of ``z_seq``, membrane potential and spike count in the type of the state,
@@ -381,6 +381,7 @@ def burst_multi_step(
     (v_flat, theta, shift_flat), inner = flat_parameters(shape, order, dtype, v, threshold, shift)
     code = surrogate_code(surrogate) if needs_grad(z_seq, v, threshold, shift, sent) else -1
     assert v_flat is not None and theta is not None and code is not None
+    count = count and code < 0  # training does not count
     y, v_out, sent_out, counts, _ = _burst(
         z_seq.flatten(1),
         v_flat,
