@@ -187,11 +187,14 @@ def _count_spikes(snn: nn.Module, time_steps: int) -> Iterator[dict[str, Tensor]
             position["step"] = first + len(per_step)
 
         handles.append(node.register_forward_hook(count))
+        node.count_spikes = True
     try:
         yield counts
     finally:
         for handle in handles:
             handle.remove()
+        for node in neurons(snn).values():
+            node.count_spikes = False
 
 
 def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
