@@ -151,7 +151,8 @@ def burst_multi_step(
         >>> y_seq.flatten().tolist()
         [0.0, 1.0, 0.0, 1.0]
     """
-    if needs_grad(z_seq, v, threshold, shift):
+    # A compiler fuses the single steps itself.
+    if needs_grad(z_seq, v, threshold, shift) or torch.compiler.is_compiling():
         outputs = []
         for z in z_seq:
             y, v, sent = burst_step(
@@ -239,7 +240,7 @@ def li_pool_multi_step(
         [1.0, 1.0]
     """
     # Not cumsum: it may accumulate in another precision or order than single steps do.
-    if needs_grad(x_seq, total, pooled):
+    if needs_grad(x_seq, total, pooled) or torch.compiler.is_compiling():
         totals = []
         for x in x_seq:
             total = total + x
