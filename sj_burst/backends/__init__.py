@@ -94,7 +94,9 @@ def set_backend(snn: nn.Module, backend: str) -> None:
         if backend in supported:
             module.backend = backend
         elif supported and backend != "auto":
-            logger.warning(f"{name} ({type(module).__name__}) has no backend {backend!r} and keeps its own")
+            logger.warning(
+                f"{name} ({type(module).__name__}) has no backend {backend!r} and keeps its own"
+            )
 
 
 def _engine(backend: str, x: Tensor) -> str:

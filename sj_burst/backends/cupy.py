@@ -67,7 +67,7 @@ def surrogate_code(surrogate: Callable[[Tensor], Tensor] | None) -> int | None:
     """
     if type(surrogate) not in SURROGATES or not surrogate.spiking:  # type: ignore[union-attr]
         return None
-    return SURROGATES.index(type(surrogate))  # type: ignore[arg-type]
+    return SURROGATES.index(type(surrogate))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def _burst(
     membrane = _state(z, save, steps)
     width = _width(z)
     macros = _macros(z, width, shift, sent, count) | {"SAVE": int(save)}
-    args = [z, z.stride(0), steps, neurons, max_spikes]
+    args: list[Any] = [z, z.stride(0), steps, neurons, max_spikes]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
     args += [sent, y, v_out, sent_out, counts, membrane]
     launch("burst_forward", macros, neurons // width, args, z.device, 8 * len(counts))
@@ -243,7 +243,7 @@ def _burst_backward(
     grad_z, grad_v_init = y.new_empty(y.shape), _state(y)
     grad_sent_init, grad_threshold = _state(y, signed), _state(y)
     macros = _macros(y, 1, None, sent if signed else None, False) | {"SURROGATE": surrogate}
-    args = [grad_y, grad_v, grad_sent, membrane, y, sent, *_parameter(threshold, inner)]
+    args: list[Any] = [grad_y, grad_v, grad_sent, membrane, y, sent, *_parameter(threshold, inner)]
     args += [steps, neurons, max_spikes, alpha, grad_z, grad_v_init, grad_sent_init, grad_threshold]
     launch("burst_backward", macros, neurons, args, y.device, 0)
     return grad_z, grad_v_init, grad_sent_init, grad_threshold
@@ -255,7 +255,7 @@ def _(grad_y, grad_v, grad_sent, membrane, y, sent, *rest):  # type: ignore[no-u
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, v, threshold, shift, _, inner, max_spikes, _, surrogate, alpha = inputs
+    threshold, inner, max_spikes, surrogate, alpha = (inputs[i] for i in (2, 5, 6, 8, 9))
     y, _, sent, _, membrane = output
     ctx.save_for_backward(membrane, y, sent, threshold)
     ctx.options = (inner[1], max_spikes, surrogate, alpha)
@@ -316,7 +316,17 @@ def _li_pool(
     macros = _macros(x, 1, shift, sent, count)
     macros |= {"FUSED": int(fused), "KERNEL_H": kernel[0], "KERNEL_W": kernel[1]}
     gaps = _has_gaps(tuple(sizes[2:]), tuple(geometry))
-    args = [x, x.stride(0), steps, *sizes, *geometry[2:], int(gaps), total, pooled, max_spikes]
+    args: list[Any] = [
+        x,
+        x.stride(0),
+        steps,
+        *sizes,
+        *geometry[2:],
+        int(gaps),
+        total,
+        pooled,
+        max_spikes,
+    ]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
     args += [sent, out, total_out, pooled_out, v_out, sent_out, counts]
     launch("li_pool_forward", macros, pooled.numel(), args, x.device, 8 * len(counts))
@@ -387,7 +397,7 @@ def burst_multi_step(
         v_flat,
         theta,
         shift_flat,
-        flat_state(sent, order, dtype),
+        None if sent is None else flat_state(sent, order, dtype),
         inner,
         float(max_spikes),
         count,
@@ -474,9 +484,9 @@ def _pool(
         flat_state(total, order, dtype),
         flat_state(pooled, order, dtype),
         [math.prod(outer), channels, *total.shape[2:], *pooled.shape[2:]],
-        pool_geometry(pool, images),
+        pool_geometry(pool),
         *parameters,
-        flat_state(sent, order, dtype),
+        None if sent is None else flat_state(sent, order, dtype),
         inner,
         float(max_spikes),
         count,

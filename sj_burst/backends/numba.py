@@ -5,7 +5,7 @@ that results are equal bit for bit. Importing this module imports numba.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,7 +73,7 @@ def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, co
                 ys[j] = thetas[j] * n
                 vs[j] = m - thetas[j] * n
                 if counts is not None:
-                    spikes += np.int32(abs(n))
+                    spikes += np.int32(abs(n))  # type: ignore[assignment]
             if counts is not None:
                 counts[t] += spikes
 
@@ -103,8 +103,8 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
     ``total [outer, H, W, inner]``, ``pooled`` and ``out [T, …]`` likewise.
     """
     (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (gap_h, gap_w) = geometry
-    outer, height, width, inner = total.shape
-    out_height, out_width = pooled.shape[1], pooled.shape[2]
+    height, width, inner = total.shape[1:]
+    out_height, out_width = pooled.shape[1:3]
     size = height * width * inner
     column = np.empty((width, inner), total.dtype)
     flat_column = column.reshape(-1)
@@ -172,11 +172,10 @@ def _steps(x_seq: Tensor) -> tuple[np.ndarray, int]:
     return x_seq.as_strided(((len(x_seq) - 1) * stride + size,), (1,)).numpy(), stride
 
 
-def _copy(value: Tensor | None, order: list[int]) -> np.ndarray | None:
-    """A state in memory order that may be written to."""
-    if value is None:
-        return None
-    return value.detach().permute(order).clone(memory_format=torch.contiguous_format).numpy()
+def _copy(value: Tensor, order: list[int]) -> np.ndarray:
+    """A state as a flat row in memory order that may be written to."""
+    copy = value.detach().permute(order).clone(memory_format=torch.contiguous_format)
+    return copy.view(-1).numpy()
 
 
 def burst_multi_step(
@@ -209,8 +208,8 @@ def burst_multi_step(
     z_seq, order = memory_order(z_seq.detach())
     flat, inner = flat_parameters(v.shape, order, v.dtype, threshold.detach(), shift)
     theta, shift_values = (None if p is None else p.detach().numpy() for p in flat)
-    v_out, sent_out = _copy(v, order), _copy(sent, order)
-    assert v_out is not None
+    v_out, sent_out = _copy(v, order), None if sent is None else _copy(sent, order)
+    states = (v_out, theta, shift_values, sent_out)
     z, stride = _steps(z_seq)
     y = np.empty((len(z_seq), v.numel()), v_out.dtype)
     real = v_out.dtype.type
@@ -219,15 +218,14 @@ def burst_multi_step(
 
     def part(start: int, stop: int) -> np.ndarray | None:
         counts = np.zeros(len(y), np.int64) if count else None
-        states = (v_out.reshape(-1), theta, shift_values, None if sent_out is None else sent_out.reshape(-1))
         _burst(start, stop, z, stride, y, *states, tuple(inner), bounds, counts)
         return counts
 
     counts = _parallel(part, v.numel(), BLOCK, y.size)
     return (
         restore(torch.from_numpy(y), v.shape, order),
-        restore(torch.from_numpy(v_out).view(-1), v.shape, order),
-        None if sent_out is None else restore(torch.from_numpy(sent_out).view(-1), v.shape, order),
+        restore(torch.from_numpy(v_out), v.shape, order),
+        None if sent_out is None else restore(torch.from_numpy(sent_out), v.shape, order),
         torch.from_numpy(sum(counts)) if count else None,
     )
 
@@ -252,10 +250,10 @@ def li_pool_multi_step(
     if not images:  # rows of pixels are images of height 1
         x_seq, total, pooled = (t.unsqueeze(-2) for t in (x_seq, total, pooled))
     x_seq, order = image_order(x_seq.detach())
-    states = [_planes(_copy(state, order), order) for state in (total, pooled)]
+    states = [_planes(_copy(state, order), state.shape, order) for state in (total, pooled)]
     x, stride = _steps(x_seq)
     out = np.empty((len(x_seq), *states[1].shape), states[1].dtype)
-    numbers = pool_geometry(pool, images)
+    numbers = pool_geometry(pool)
     geometry = tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
     def part(start: int, stop: int) -> None:
@@ -263,16 +261,15 @@ def li_pool_multi_step(
 
     _parallel(part, len(states[0]), 1, states[0].size * len(out))
     total_out, pooled_out = (torch.from_numpy(state).view(-1) for state in states)
-    results = (
+    results = [
         restore(torch.from_numpy(out).flatten(1), pooled.shape, order),
         restore(total_out, total.shape, order),
         restore(pooled_out, pooled.shape, order),
-    )
-    return results if images else tuple(r.squeeze(-2) for r in results)
+    ]
+    out_seq, total, pooled = results if images else (r.squeeze(-2) for r in results)
+    return out_seq, total, pooled
 
 
-def _planes(state: Any, order: list[int]) -> np.ndarray:
-    """``[outer, H, W, inner]`` of a state in memory order."""
-    if order[-1] == 1:
-        return state
-    return state.reshape(-1, *state.shape[2:], 1)
+def _planes(state: np.ndarray, shape: Sequence[int], order: list[int]) -> np.ndarray:
+    """``[outer, H, W, inner]`` of a flat state of images."""
+    return state.reshape(-1, *shape[2:], shape[1] if order[-1] == 1 else 1)

@@ -30,7 +30,15 @@ def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
         source += f"\nTally block_tally[{cupy.MAX_COUNTED_STEPS}];\n"
     (folder / f"{stem}.cpp").write_text(source)
     defined = [f"-D{name}={value}" for name, value in macros]
-    options = ["-std=c++17", "-shared", "-fPIC", "-w", "-O0", "-ffp-contract=off", "-fno-strict-aliasing"]
+    options = [
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-O0",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+    ]
     command = [str(COMPILER), *options, *defined, f"{stem}.cpp", "-o", f"{stem}.so"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(folder / f"{stem}.so"))

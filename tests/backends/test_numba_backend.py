@@ -5,7 +5,15 @@ import threading
 
 import pytest
 import torch
-from reference import LAYOUTS, POOLS, assert_burst_equal, burst_cases, make_input, pool_shape, pool_states
+from reference import (
+    LAYOUTS,
+    POOLS,
+    assert_burst_equal,
+    burst_cases,
+    make_input,
+    pool_shape,
+    pool_states,
+)
 from torch import nn
 
 from sj_burst import BurstIFNode, functional
@@ -28,7 +36,10 @@ def test_many_blocks_and_threads(monkeypatch):
     monkeypatch.setattr(numba_backend, "GRAIN", 1)
     for shape in ((2, 3, 41, 43), (1, 7, 1024), (3, 1025)):
         z_seq, v = torch.randn(4, *shape), torch.zeros(shape)
-        for threshold in (torch.rand(shape[1], *[1] * (len(shape) - 2)) + 0.2, torch.rand(shape[1:]) + 0.2):
+        for threshold in (
+            torch.rand(shape[1], *[1] * (len(shape) - 2)) + 0.2,
+            torch.rand(shape[1:]) + 0.2,
+        ):
             got = numba_backend.burst_multi_step(z_seq, v, threshold, 2, count=True)
             y_seq, v_after, _ = functional.burst_multi_step(z_seq, v, threshold, 2)
             assert torch.equal(got[0], y_seq) and torch.equal(got[1], v_after)

@@ -70,4 +70,6 @@ def test_every_variant_compiles(kernel, storage, architecture):
 @pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiles_as_it_will_run(kernel, architecture):
-    assert compile_to_cubin(kernel, list(variants(kernel, "float16"))[-1], architecture)[:4] == b"\x7fELF"
+    assert (
+        compile_to_cubin(kernel, list(variants(kernel, "float16"))[-1], architecture)[:4] == b"\x7fELF"
+    )
