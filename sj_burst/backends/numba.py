@@ -149,14 +149,15 @@ def _forget_threads() -> None:
     _threads = None  # a forked process does not inherit them
 
 
-os.register_at_fork(after_in_child=_forget_threads)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _parallel(call: Callable[[int, int], Any], work: int, unit: int, cost: int) -> list[Any]:
     """Results of ``call(start, stop)`` for parts of ``range(work)`` that are multiples of ``unit``."""
     global _threads
     parts = max(1, min(torch.get_num_threads(), cost // GRAIN))
-    size = -(-work // (parts * unit)) * unit
+    size = max(-(-work // (parts * unit)), 1) * unit
     spans = [(start, min(start + size, work)) for start in range(0, work, size)]
     if len(spans) <= 1:
         return [call(*span) for span in spans]
@@ -226,7 +227,7 @@ def burst_multi_step(
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),
         None if sent_out is None else restore(torch.from_numpy(sent_out), v.shape, order),
-        torch.from_numpy(sum(counts)) if count else None,
+        torch.from_numpy(sum(counts, np.zeros(len(y), np.int64))) if count else None,
     )
 
 
