@@ -133,11 +133,12 @@ extern "C" __global__ void burst_backward(
             // y = θ·max(n, −sent): where the bound holds, the gradient goes to what was sent.
             dn += dsent;
             sent -= n;
-            State free = floor(level);
-            free = free < least ? least : (free > (State)most ? (State)most : free);
-            const State share = free > -sent ? (State)1 : (free < -sent ? (State)0 : (State)0.5);
-            dsent -= (1 - share) * dn;
-            dn *= share;
+            State wanted = floor(level);
+            wanted = wanted < least ? least : (wanted > (State)most ? (State)most : wanted);
+            if (wanted < -sent) {
+                dsent -= dn;
+                dn = 0;
+            }
 #endif
             State slope = 0;
             for (State k = least + 1; k <= (State)most; k += 1) slope += surrogate(level - k, alpha);
