@@ -129,9 +129,8 @@ def main() -> None:
     medians = {label: 1000 * statistics.median(values) for label, values in times.items()}
     print(f"{args.network}, {args.batch} images, T = {args.time_steps}, {name}\n")
     for label, value in medians.items():
-        print(
-            f"{label:26s} {value:10.1f} ms   {medians['sj_burst, torch'] / value:5.2f} × as fast as torch"
-        )
+        speed = medians["sj_burst, torch"] / value
+        print(f"{label:26s} {value:10.1f} ms   {speed:5.2f} × as fast as torch")
     difference = (answers["torch"] - answers[backends[-1]]).abs().max().item()
     print(f"\nlargest difference between the backends' outputs: {difference:g}")
     if device.type == "cuda":
