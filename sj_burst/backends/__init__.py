@@ -150,7 +150,8 @@ def burst_multi_step(
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
         surrogate: surrogate function, where a gradient is needed.
-        count: ask for the number of spikes; the torch backend does not count.
+        count: ask for the number of spikes; the torch backend does not count, nor do the others at
+            a very large Γ.
 
     Returns:
         Outputs, membrane potential and spike count after the last step; and spikes per step
@@ -168,7 +169,6 @@ def burst_multi_step(
     if engine == "cupy" and _cupy_can(z_seq.dtype, threshold.dtype):
         trainable = surrogate is None or cupy.surrogate_code(surrogate) is not None
         if trainable:
-            count = count and len(z_seq) <= cupy.MAX_COUNTED_STEPS
             return cupy.burst_multi_step(
                 z_seq,
                 v,

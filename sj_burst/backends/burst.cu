@@ -29,7 +29,7 @@ extern "C" __global__ void burst_forward(
         const Index first = base + (Index)threadIdx.x * WIDTH;
         const bool active = first < neurons;
         Neuron neuron[WIDTH];
-        Pack<Storage> held = {};
+        Pack<Storage> in = {};
         if (active) {
             State start[WIDTH], threshold[WIDTH], current[WIDTH];
             v_of.of_pack(first, start);
@@ -47,21 +47,23 @@ extern "C" __global__ void burst_forward(
                 neuron[j].sent = sent[first + j];
 #endif
             }
-            if (z_stride == 0) held = load_pack(z + first);
+            in = load_pack(z + first);
         }
-#pragma unroll (WIDTH > 4 ? 2 : 4)
         for (Index t = 0; t < steps; ++t) {
-            Tally spikes = 0;
+            Partial spikes = 0;
             if (active) {
-                const Pack<Storage> in = z_stride == 0 ? held : load_pack(z + t * z_stride + first);
+                // The next input is under way while this one is computed.
+                const bool same = z_stride == 0 || t + 1 == steps;
+                const Pack<Storage> next = same ? in : load_pack(z + (t + 1) * z_stride + first);
                 Pack<Storage> out;
                 Pack<State> before;
                 for (int j = 0; j < WIDTH; ++j) {
                     State n;
                     store(&out.item[j], step(neuron[j], load(in.item[j]), (State)most,
                                              &before.item[j], &n));
-                    spikes += (Tally)(n < 0 ? -n : n);
+                    spikes += (Partial)(n < 0 ? -n : n);
                 }
+                in = next;
                 store_pack(y + t * neurons + first, out);
 #if SAVE
                 store_pack(membrane + t * neurons + first, before);

@@ -9,7 +9,8 @@
 // State is float, or double with double storage. All sizes and indices are 64 bit.
 
 typedef long long Index;
-typedef unsigned long long Tally;
+typedef unsigned long long Tally;  // spikes of a step
+typedef unsigned int Partial;      // spikes of a step within a block
 
 struct Half { unsigned short bits; };
 struct BFloat16 { unsigned short bits; };
@@ -57,7 +58,7 @@ __device__ inline void store(BFloat16* target, float x) {
     target->bits = (unsigned short)(x == x ? rounded : 0x7fffu);
 }
 
-#ifdef HOST_HALF  // a host compiler's own half type; see tests/backends
+#ifdef HOST_SHIM  // a host compiler's own half type; see tests/backends
 __device__ inline float load(Half x) { return half_to_float(x.bits); }
 __device__ inline void store(Half* target, float x) { target->bits = float_to_half(x); }
 #else
@@ -80,10 +81,34 @@ __device__ inline Pack<T> load_pack(const T* source) {
     return *reinterpret_cast<const Pack<T>*>(source);
 }
 
+#ifndef HOST_SHIM
+// Not a plain assignment: the slow path of a division branches between the elements of a pack, and
+// the compiler would then store each of them by itself.
+__device__ inline void store_16_bytes(unsigned int* target, const unsigned int* word) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(target), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+}
+#endif
+
 template <typename T>
 __device__ inline void store_pack(T* target, const Pack<T>& pack) {
-    *reinterpret_cast<Pack<T>*>(target) = pack;
+    if constexpr (sizeof(Pack<T>) % 16 == 0) {
+        union { Pack<T> pack; unsigned int word[sizeof(Pack<T>) / 4]; } as = {pack};
+#pragma unroll
+        for (int i = 0; i < sizeof(Pack<T>) / 4; i += 4) {
+            store_16_bytes(reinterpret_cast<unsigned int*>(target) + i, as.word + i);
+        }
+    } else {
+        *reinterpret_cast<Pack<T>*>(target) = pack;
+    }
 }
+
+// a / b for a ≥ 0 < b; 32-bit division takes a fraction of the time of a 64-bit one.
+__device__ inline Index quotient(Index a, Index b) {
+    return (a | b) >> 32 ? a / b : (Index)((unsigned int)a / (unsigned int)b);
+}
+
+__device__ inline Index remainder_of(Index a, Index b) { return a - quotient(a, b) * b; }
 
 // A parameter that holds `count` values, each shared by `inner` neighbouring neurons, over and over:
 // a scalar has count 1; channels of [N, C, H, W] have inner H·W, of [N, H, W, C] inner 1.
@@ -94,9 +119,7 @@ struct Parameter {
     __device__ State at(Index neuron) const {
         if (inner == 1 && neuron < count) return values[neuron];
         if (count == 1) return values[0];
-        if ((neuron | inner | count) >> 32) return values[neuron / inner % count];
-        // 32-bit division takes a fraction of the time of a 64-bit one.
-        return values[(unsigned int)neuron / (unsigned int)inner % (unsigned int)count];
+        return values[remainder_of(quotient(neuron, inner), count)];
     }
 
     // The values of WIDTH neighbouring neurons, the first of which is a multiple of WIDTH.
@@ -136,7 +159,7 @@ __device__ inline State step(Neuron& neuron, State z, State most, State* membran
 
 #if COUNT
 // Spikes of every step, summed over a block in shared memory before they reach global memory.
-extern __shared__ Tally block_tally[];
+extern __shared__ Partial block_tally[];
 
 __device__ inline void clear_tally(Index steps) {
     for (Index t = threadIdx.x; t < steps; t += blockDim.x) block_tally[t] = 0;
@@ -144,7 +167,7 @@ __device__ inline void clear_tally(Index steps) {
 }
 
 // Every thread of a warp has to call this, idle ones with 0.
-__device__ inline void add_to_tally(Index t, Tally spikes) {
+__device__ inline void add_to_tally(Index t, Partial spikes) {
     for (int offset = 16; offset > 0; offset /= 2) {
         spikes += __shfl_down_sync(0xffffffffu, spikes, offset);
     }
@@ -154,7 +177,7 @@ __device__ inline void add_to_tally(Index t, Tally spikes) {
 __device__ inline void flush_tally(Index steps, Tally* counts) {
     __syncthreads();
     for (Index t = threadIdx.x; t < steps; t += blockDim.x) {
-        if (block_tally[t]) atomicAdd(counts + t, block_tally[t]);
+        if (block_tally[t]) atomicAdd(counts + t, (Tally)block_tally[t]);
     }
 }
 #endif

@@ -43,6 +43,7 @@ THREADS = 256
 BLOCKS_PER_PROCESSOR = 32
 WIDE_FROM = 1 << 17  # packs of neurons below which a thread takes one neuron, to have more threads
 MAX_COUNTED_STEPS = 4096  # spike counters of a block have to fit into shared memory
+MAX_COUNTED_SPIKES = 1024  # Γ for which they cannot overflow
 
 Macros = dict[str, int]
 Launcher = Callable[[str, Macros, int, Sequence[Any], torch.device, int], None]
@@ -180,6 +181,10 @@ def _state(z: Tensor, wanted: bool = True, steps: int | None = None) -> Tensor:
     return z.new_empty(shape if wanted else (0,), dtype=state_dtype(z.dtype))
 
 
+def _countable(steps: int, max_spikes: float) -> bool:
+    return steps <= MAX_COUNTED_STEPS and max_spikes <= MAX_COUNTED_SPIKES
+
+
 def _counts(z: Tensor, count: bool) -> Tensor:
     return z.new_zeros(z.shape[0] if count else 0, dtype=torch.int64)
 
@@ -208,7 +213,7 @@ def _burst(
     args: list[Any] = [z, z.stride(0), steps, neurons, max_spikes]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
     args += [sent, y, v_out, sent_out, counts, membrane]
-    launch("burst_forward", macros, neurons // width, args, z.device, 8 * len(counts))
+    launch("burst_forward", macros, neurons // width, args, z.device, 4 * len(counts))
     return y, v_out, sent_out, counts, membrane
 
 
@@ -329,7 +334,7 @@ def _li_pool(
     ]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
     args += [sent, out, total_out, pooled_out, v_out, sent_out, counts]
-    launch("li_pool_forward", macros, pooled.numel(), args, x.device, 8 * len(counts))
+    launch("li_pool_forward", macros, pooled.numel(), args, x.device, 4 * len(counts))
     return out, total_out, pooled_out, v_out, sent_out, counts
 
 
@@ -391,7 +396,7 @@ def burst_multi_step(
     (v_flat, theta, shift_flat), inner = flat_parameters(shape, order, dtype, v, threshold, shift)
     code = surrogate_code(surrogate) if needs_grad(z_seq, v, threshold, shift, sent) else -1
     assert v_flat is not None and theta is not None and code is not None
-    count = count and code < 0  # training does not count
+    count = count and code < 0 and _countable(len(z_seq), max_spikes)  # training does not count
     y, v_out, sent_out, counts, _ = _burst(
         z_seq.flatten(1),
         v_flat,
@@ -471,6 +476,7 @@ def _pool(
 ) -> tuple[Any, ...]:
     """Lateral-inhibition pooling, of burst neurons' spikes if there is a threshold."""
     images = total.dim() == 4
+    count = count and _countable(len(x_seq), max_spikes)
     if not images:  # rows of pixels are images of height 1
         x_seq, total, pooled = (t.unsqueeze(-2) for t in (x_seq, total, pooled))
         v, threshold, shift, sent = (_as_image(t) for t in (v, threshold, shift, sent))

@@ -12,9 +12,9 @@
 #define UNROLLED (TAPS <= 64 ? TAPS : 1)
 
 // Whether some window above (to the left of) this one covers the same input row (column).
-__device__ inline bool covered_before(Index out, int tap, int taps, Index stride, Index dilation) {
+__device__ inline bool covered_before(Index out, int tap, int taps, int stride, int dilation) {
     for (int later = tap + 1; later < taps; ++later) {
-        const Index distance = (later - tap) * dilation;
+        const int distance = (later - tap) * dilation;
         if (distance % stride == 0 && distance / stride <= out) return true;
     }
     return false;
@@ -26,7 +26,7 @@ __device__ inline bool covered(
 ) {
     for (int tap = 0; tap < taps; ++tap) {
         const Index start = position + padding - tap * dilation;
-        if (start >= 0 && start % stride == 0 && start / stride < outs) return true;
+        if (start >= 0 && remainder_of(start, stride) == 0 && quotient(start, stride) < outs) return true;
     }
     return false;
 }
@@ -54,12 +54,12 @@ struct Source {
     }
 
     // What the pooling receives from input i at step t.
-    __device__ State next(Neuron& neuron, Index i, Index t, Tally* spikes) const {
+    __device__ State next(Neuron& neuron, Index i, Index t, Partial* spikes) const {
         const State in = load(x[t * x_stride + i]);
 #if FUSED
         State m, n;
         const State y = step(neuron, in, most, &m, &n);
-        *spikes += (Tally)(n < 0 ? -n : n);
+        *spikes += (Partial)(n < 0 ? -n : n);
         // What the separate neuron would have written.
         Storage stored;
         store(&stored, y);
@@ -97,8 +97,9 @@ extern "C" __global__ void li_pool_forward(
     for (Index base = (Index)blockIdx.x * blockDim.x; base < outs; base += stride) {
         const Index o = base + threadIdx.x;
         const bool active = o < outs;
-        const Index k = o % inner, column = o / inner % out_width;
-        const Index row = o / inner / out_width % out_height, plane = o / inner / out_width / out_height;
+        const Index pixel = quotient(o, inner), line = quotient(pixel, out_width);
+        const Index k = o - pixel * inner, column = pixel - line * out_width;
+        const Index plane = quotient(line, out_height), row = line - plane * out_height;
 
         Index where[TAPS];
         bool inside[TAPS], owned[TAPS];  // an input of several windows belongs to the first
@@ -120,12 +121,12 @@ extern "C" __global__ void li_pool_forward(
         State before = active ? pooled[o] : (State)0;
 
         for (Index t = 0; t < steps; ++t) {
-            Tally spikes = 0;
+            Partial spikes = 0;
             State best = -infinity();
 #pragma unroll UNROLLED
             for (int tap = 0; tap < TAPS; ++tap) {
                 if (!inside[tap]) continue;
-                Tally fired = 0;
+                Partial fired = 0;
                 sum[tap] = sum[tap] + source.next(neuron[tap], where[tap], t, &fired);
                 if (owned[tap]) spikes += fired;
                 // A NaN wins, as in torch.
@@ -157,14 +158,15 @@ extern "C" __global__ void li_pool_forward(
     // Inputs that no window covers have state as well.
     for (Index base = (Index)blockIdx.x * blockDim.x; gaps && base < size; base += stride) {
         const Index i = base + threadIdx.x;
-        const Index w = i / inner % width, h = i / inner / width % height;
+        const Index pixel = quotient(i, inner), line = quotient(pixel, width);
+        const Index w = pixel - line * width, h = remainder_of(line, height);
         const bool active = i < size && !(
             covered(h, KERNEL_H, out_height, stride_h, padding_h, dilation_h) &&
             covered(w, KERNEL_W, out_width, stride_w, padding_w, dilation_w));
         State sum = active ? total[i] : (State)0;
         Neuron neuron = active ? source.neuron(i) : Neuron();
         for (Index t = 0; t < steps; ++t) {
-            Tally spikes = 0;
+            Partial spikes = 0;
             if (active) sum = sum + source.next(neuron, i, t, &spikes);
 #if COUNT
             add_to_tally(t, spikes);

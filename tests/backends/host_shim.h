@@ -11,7 +11,7 @@ using std::rint;
 #define __global__
 #define __device__
 #define __shared__
-#define HOST_HALF
+#define HOST_SHIM
 
 struct Dimension { long long x; };
 static Dimension blockIdx, threadIdx, blockDim, gridDim;
@@ -33,6 +33,10 @@ static T atomicAdd(T* target, T value) {
     T old = *target;
     *target = old + value;
     return old;
+}
+
+static inline void store_16_bytes(unsigned int* target, const unsigned int* word) {
+    std::memcpy(target, word, 16);
 }
 
 static inline float half_to_float(unsigned short bits) {

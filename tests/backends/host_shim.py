@@ -27,7 +27,7 @@ def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     stem = "-".join([kernel, *(f"{name}{value}" for name, value in macros)])
     source = (Path(__file__).parent / "host_shim.h").read_text() + cupy.kernel_source(kernel)
     if dict(macros).get("COUNT"):
-        source += f"\nTally block_tally[{cupy.MAX_COUNTED_STEPS}];\n"
+        source += f"\nPartial block_tally[{cupy.MAX_COUNTED_STEPS}];\n"
     (folder / f"{stem}.cpp").write_text(source)
     defined = [f"-D{name}={value}" for name, value in macros]
     options = [
