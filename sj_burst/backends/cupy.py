@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -140,14 +141,13 @@ def launch(
     """
     if work == 0:
         return
-    import cupy
-
     assert device.index is not None
     with torch.cuda.device(device):
         function = _function(kernel, tuple(sorted(macros.items())), device.index)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         blocks = min(-(-work // THREADS), BLOCKS_PER_PROCESSOR * processors)
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)
+        # Of a stream CuPy reads the pointer only; its ExternalStream is deprecated since CuPy 14.
+        stream = SimpleNamespace(ptr=torch.cuda.current_stream(device).cuda_stream)
         function((blocks,), (THREADS,), [_plain(arg) for arg in args], shared, stream)
 
 

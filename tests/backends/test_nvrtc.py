@@ -73,3 +73,25 @@ def test_compiles_as_it_will_run(kernel, architecture):
     assert (
         compile_to_cubin(kernel, list(variants(kernel, "float16"))[-1], architecture)[:4] == b"\x7fELF"
     )
+
+
+def test_cupy_compiles_with_these_options(monkeypatch):
+    library = pytest.importorskip("cupy", exc_type=ImportError)
+    loaded = []
+
+    class Module:
+        load = staticmethod(loaded.append)
+        get_function = staticmethod(lambda name: name)
+
+    class Device:
+        compute_capability = "90"
+
+    monkeypatch.setattr(library.cuda.function, "Module", Module)
+    monkeypatch.setattr(library.cuda, "Device", lambda index: Device)
+    macros = next(variants("burst_forward", "bfloat16"))
+    cupy._function.cache_clear()
+    assert cupy._function("burst_forward", tuple(macros.items()), 0) == "burst_forward"
+    assert loaded[0][:4] == b"\x7fELF"
+    with pytest.raises(RuntimeError, match=r"does not compile.*\n(.|\n)*error"):
+        cupy._function("burst_forward", tuple((macros | {"WIDTH": -1}).items()), 0)
+    cupy._function.cache_clear()
