@@ -1,6 +1,7 @@
 """Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter."""
 
 from . import plot
+from .backends import set_backend
 from .checkpoint import load, save
 from .graph import standardize
 from .graph.network import SpikingNetwork
@@ -23,6 +24,7 @@ __all__ = [
     "plot",
     "recommend",
     "save",
+    "set_backend",
     "simulate",
     "standardize",
 ]

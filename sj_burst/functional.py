@@ -110,6 +110,15 @@ def burst_step(
     return y, m - y, None if sent is None else sent + count
 
 
+def _room_like(x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a sequence whose steps lie in memory as those of ``x_seq [T, ...]`` (channels last,
+    say); an expanded time axis gets memory of its own.
+    """
+    step = torch.empty_like(x_seq[0], dtype=dtype)
+    strides = (max(step.numel(), 1), *step.stride())
+    return torch.empty_strided((len(x_seq), *step.shape), strides, dtype=dtype, device=step.device)
+
+
 def burst_multi_step(
     z_seq: Tensor,
     v: Tensor,
@@ -142,7 +151,8 @@ def burst_multi_step(
         >>> y_seq.flatten().tolist()
         [0.0, 1.0, 0.0, 1.0]
     """
-    if needs_grad(z_seq, v, threshold, shift):
+    # A compiler fuses the single steps itself.
+    if needs_grad(z_seq, v, threshold, shift) or torch.compiler.is_compiling():
         outputs = []
         for z in z_seq:
             y, v, sent = burst_step(
@@ -152,10 +162,10 @@ def burst_multi_step(
         return torch.stack(outputs), v, sent
 
     # The same operations in the same order, on buffers that are allocated once.
-    y_seq = torch.empty(z_seq.shape, dtype=torch.result_type(z_seq, threshold), device=z_seq.device)
-    v = v.clone(memory_format=torch.contiguous_format)
+    y_seq = _room_like(z_seq, torch.result_type(z_seq, threshold))
+    v = torch.empty_like(z_seq[0], dtype=v.dtype).copy_(v)
     count = torch.empty_like(v)
-    negated = None if sent is None else -sent
+    negated = None if sent is None else torch.neg(sent, out=torch.empty_like(v, dtype=sent.dtype))
     lowest = 0.0 if sent is None else -max_spikes
     for z, y in zip(z_seq, y_seq, strict=True):
         v += z
@@ -229,13 +239,25 @@ def li_pool_multi_step(
         >>> out.flatten().tolist()
         [1.0, 1.0]
     """
-    totals = []
     # Not cumsum: it may accumulate in another precision or order than single steps do.
-    for x in x_seq:
-        total = total + x
-        totals.append(total)
-    now = pool(torch.stack(totals).flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-    return torch.diff(now, dim=0, prepend=pooled.unsqueeze(0)), total, now[-1]
+    if needs_grad(x_seq, total, pooled) or torch.compiler.is_compiling():
+        totals = []
+        for x in x_seq:
+            total = total + x
+            totals.append(total)
+        now = pool(torch.stack(totals).flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+        return torch.diff(now, dim=0, prepend=pooled.unsqueeze(0)), total, now[-1]
+
+    # The same operations on buffers that are allocated once.
+    sums = _room_like(x_seq, torch.result_type(x_seq, total))
+    for x, current in zip(x_seq, sums, strict=True):
+        total = torch.add(total, x, out=current)
+    now = pool(sums.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+    out = torch.empty_like(now)
+    torch.sub(now[0], pooled, out=out[0])
+    torch.sub(now[1:], now[:-1], out=out[1:])
+    # Copies, not views: a view would keep the buffers of all steps alive.
+    return out, total.clone(), now[-1].clone()
 
 
 def _winners(x: Tensor, index: Tensor, spatial: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
-from . import functional
+from . import backends, functional
 from .temporal import TemporalModule
 
 __all__ = ["BurstIFNode"]
@@ -36,6 +36,12 @@ class BurstIFNode(TemporalModule):
         surrogate_function: SpikingJelly surrogate for training, applied at every level θ, 2θ, …, Γθ.
         step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
         store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
+        backend: what runs the multi-step forward; see :func:`sj_burst.set_backend`.
+
+    Attributes:
+        count_spikes: ask the backend to count spikes while it emits them.
+        spike_counts: spikes in each step (``[T]``, a burst of n counts n) of the last multi-step
+            forward, if asked for and the backend counts; else ``None``.
 
     Raises:
         ValueError: if Γ < 1 or not an integer, or a threshold is not positive and finite.
@@ -63,8 +69,12 @@ class BurstIFNode(TemporalModule):
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
         store_v_seq: bool = False,
+        backend: str = "torch",
     ) -> None:
         super().__init__(step_mode)
+        self.backend = backend
+        self.count_spikes = False
+        self.spike_counts: Tensor | None = None
         self.max_spikes = check_max_spikes(max_spikes)
         self.signed = signed
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
@@ -85,6 +95,11 @@ class BurstIFNode(TemporalModule):
         self.register_memory("v", None)
         self.register_memory("sent", None)
 
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be."""
+        return backends.BACKENDS
+
     def materialize_states(
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[object, ...]:
@@ -93,7 +108,8 @@ class BurstIFNode(TemporalModule):
         assert isinstance(x, Tensor)
         v, sent = states
         if v is None:
-            v = functional.per_channel(self.v_init, x.dim()).to(x.dtype).expand_as(x)
+            dtype = x.dtype if self.backend == "torch" else backends.state_dtype(x.dtype)
+            v = functional.per_channel(self.v_init, x.dim()).to(dtype).expand_as(x)
         elif isinstance(v, Tensor) and v.shape != x.shape:
             raise ValueError(
                 f"BurstIFNode holds the membrane potential of an input of shape {tuple(v.shape)} "
@@ -129,6 +145,7 @@ class BurstIFNode(TemporalModule):
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z, v, z.dim())
         y, v, sent = functional.burst_step(z, v, sent=sent, **parameters)
+        self.spike_counts = None
         return (y,), (v, sent)
 
     def multi_step_functional_forward(
@@ -140,7 +157,9 @@ class BurstIFNode(TemporalModule):
             return self._multi_step_storing_v(z_seq, states)
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z_seq, v, z_seq.dim() - 1)
-        y_seq, v, sent = functional.burst_multi_step(z_seq, v, sent=sent, **parameters)
+        y_seq, v, sent, self.spike_counts = backends.burst_multi_step(
+            self.backend, z_seq, v, sent=sent, count=self.count_spikes, **parameters
+        )
         return (y_seq,), (v, sent)
 
     def _multi_step_storing_v(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import backends, functional
 from .temporal import TemporalModule
 
 __all__ = [
@@ -75,6 +75,12 @@ class LIPool(TemporalModule):
         self.register_memory("total", None)
         self.register_memory("pooled", None)
 
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be; adaptive and 3d pooling have no kernels."""
+        has_kernel = isinstance(self.pool, nn.MaxPool1d | nn.MaxPool2d)
+        return backends.BACKENDS if has_kernel else ("torch",)
+
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Run all steps; an input that is constant over the window needs plain max-pooling only."""
         return self.pool(x_seq) if self.is_constant(x_seq) else super().multi_step_forward(x_seq)
@@ -105,7 +111,9 @@ class LIPool(TemporalModule):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """T steps on explicit state ``(total, pooled)``."""
         (x_seq,), (total, pooled) = inputs, states
-        out, total, pooled = functional.li_pool_multi_step(x_seq, total, pooled, self.pool)
+        out, total, pooled = backends.li_pool_multi_step(
+            self.backend, x_seq, total, pooled, self.pool
+        )
         return (out,), (total, pooled)
 
 

@@ -182,15 +182,20 @@ def _count_spikes(snn: nn.Module, time_steps: int) -> Iterator[dict[str, Tensor]
             position["step"] = first + len(per_step)
 
         handles.append(node.register_forward_hook(count))
+        node.count_spikes = True
     try:
         yield counts
     finally:
         for handle in handles:
             handle.remove()
+        for node in neurons(snn).values():
+            node.count_spikes = False
 
 
 def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     """``[T]`` spikes in a layer's weighted output; a burst of n counts n, a negative spike 1."""
+    if node.spike_counts is not None:
+        return node.spike_counts
     if node.window is not None:
         y = y.unflatten(0, node.window)
     elif node.step_mode == "s":

@@ -5,6 +5,8 @@ from typing import NamedTuple
 from spikingjelly.activation_based import base
 from torch import Tensor
 
+from .backends import check_backend
+
 __all__ = ["TemporalModule", "Window"]
 
 
@@ -29,6 +31,27 @@ class TemporalModule(base.MemoryModule):
         super().__init__()
         self.window: Window | None = None
         self.step_mode = step_mode
+        self._backend = "torch"
+
+    # SpikingJelly 2.0.0rc1 has these two properties, 2.0.0 has not.
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be."""
+        return ("torch",)
+
+    @property
+    def backend(self) -> str:
+        """What runs the multi-step forward; see :func:`sj_burst.set_backend`."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        if check_backend(value) not in self.supported_backends:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no backend {value!r}, only {list(self.supported_backends)}"
+            )
+        self._backend = value
 
     def is_constant(self, x: Tensor) -> bool:
         """Whether ``x`` is one set of rows that stands for every step of the window."""

@@ -1,0 +1,228 @@
+"""Backends of the stateful modules: torch everywhere, numba on CPUs, CuPy on CUDA devices.
+
+SpikingJelly shipped a CuPy multi-step backend for its neurons through 2.0.0rc1 and dropped it in
+2.0.0. With 2.0.0rc1, SpikingJelly's ``functional.set_backend(snn, "cupy")`` drives SpikingJelly's
+neurons and those of ``sj_burst`` alike. With 2.0.0, which has no backends, ``sj_burst.set_backend``
+does it for the modules of ``sj_burst``, whose kernels need CuPy only
+(``pip install 'sj_burst[cuda13]'``).
+
+All backends compute the same numbers, bit for bit in float32. Where a backend has no kernel, the
+torch backend takes over:
+
+- adaptive and three-dimensional pooling, gated pooling, single-step mode and ``store_v_seq``;
+- training through lateral-inhibition pooling, whose gradient is torch's own max-pooling's;
+- training with a surrogate other than SpikingJelly's ``Sigmoid`` and ``ATan``: any other is a Python
+  function, which a kernel cannot call;
+- numba: anything that needs a gradient, half precision, and under ``torch.compile``.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from spikingjelly.logger import logger
+from torch import Tensor, nn
+
+from .. import functional
+from . import cupy
+from .cupy import state_dtype
+
+__all__ = [
+    "BACKENDS",
+    "INSTALLED",
+    "burst_multi_step",
+    "check_backend",
+    "li_pool_multi_step",
+    "set_backend",
+    "state_dtype",
+]
+
+BACKENDS = ("torch", "numba", "cupy", "auto")
+INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("cupy", "numba")}
+_REMEDIES = {
+    "cupy": "pip install 'sj_burst[cuda13]' (or 'sj_burst[cuda12]' for a CUDA 12 driver)",
+    "numba": "pip install 'sj_burst[cpu]'",
+}
+
+
+def check_backend(backend: str) -> str:
+    """Return a backend's name, or say what is wrong with it.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if the backend's package is missing.
+
+    Example:
+        >>> check_backend("torch")
+        'torch'
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+    if not INSTALLED.get(backend, True):
+        raise ImportError(f'backend="{backend}" needs {backend}: {_REMEDIES[backend]}')
+    return backend
+
+
+def set_backend(snn: nn.Module, backend: str) -> None:
+    """Choose what runs the neurons and the pooling of a network in multi-step mode.
+
+    Modules that have no such backend (adaptive pooling, say) keep theirs, with a warning in
+    SpikingJelly's log. SpikingJelly's own nodes follow where they have backends (2.0.0rc1).
+
+    Args:
+        snn: any network with stateful modules.
+        backend: ``"torch"``; ``"numba"`` (CPU tensors, ``pip install 'sj_burst[cpu]'``);
+            ``"cupy"`` (CUDA tensors, ``pip install 'sj_burst[cuda13]'``); or ``"auto"``: for every
+            tensor the fastest of them that is installed.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if the backend's package is missing.
+
+    Source: SpikingJelly 2.0.0rc1 has a function of this name for its own modules.
+
+    Example:
+        >>> from sj_burst import BurstIFNode
+        >>> net = nn.Sequential(nn.Linear(2, 2), BurstIFNode())
+        >>> set_backend(net, "auto")
+        >>> net[1].backend
+        'auto'
+    """
+    check_backend(backend)
+    for name, module in snn.named_modules():
+        supported = getattr(module, "supported_backends", ())
+        if backend in supported:
+            module.backend = backend
+        elif supported and backend != "auto":
+            logger.warning(
+                f"{name} ({type(module).__name__}) has no backend {backend!r} and keeps its own"
+            )
+
+
+def _engine(backend: str, x: Tensor) -> str:
+    """The backend for this tensor."""
+    if backend == "auto":
+        wanted = "cupy" if x.is_cuda else "numba"
+        return wanted if INSTALLED[wanted] and x.device.type in ("cpu", "cuda") else "torch"
+    needed = {"cupy": "cuda", "numba": "cpu"}.get(backend, x.device.type)
+    if x.device.type != needed:
+        raise ValueError(
+            f'backend="{backend}" computes on {needed} tensors and got one on {x.device}; move network '
+            f'and input with .to("{needed}"), or choose sj_burst.set_backend(snn, "auto")'
+            + (f"; CUDA needs {_REMEDIES['cupy']}" if backend == "cupy" else "")
+        )
+    return backend
+
+
+def _numba_can(*tensors: Tensor | None) -> bool:
+    """Whether the numba loops take these tensors."""
+    given = [t for t in tensors if t is not None]
+    one_type = given[0].dtype in (torch.float32, torch.float64)
+    one_type = one_type and all(t.dtype == given[0].dtype for t in given)
+    return one_type and not functional.needs_grad(*given) and not torch.compiler.is_compiling()
+
+
+def _cupy_can(dtype: torch.dtype, parameter: torch.dtype) -> bool:
+    """Whether the kernels keep what type promotion would: float64 parameters need float64 input."""
+    return dtype in cupy.STORAGE and (parameter != torch.float64 or dtype == torch.float64)
+
+
+def burst_multi_step(
+    backend: str,
+    z_seq: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    max_spikes: float = 1,
+    *,
+    shift: Tensor | None = None,
+    sent: Tensor | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    count: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Run :func:`sj_burst.functional.burst_multi_step` on a backend.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        z_seq: input current ``[T, N, ...]``.
+        v: membrane potential before the first step.
+        threshold: θ; broadcasts to one step.
+        max_spikes: Γ.
+        shift: constant input current; broadcasts to one step.
+        sent: spike count so far, ``None`` for unsigned spikes.
+        surrogate: surrogate function, where a gradient is needed.
+        count: ask for the number of spikes; the torch backend does not count, nor do the others at
+            a very large Γ.
+
+    Returns:
+        Outputs, membrane potential and spike count after the last step; and spikes per step
+        ``[T]``, or ``None``.
+
+    Raises:
+        ValueError: if the tensors are not on the backend's kind of device.
+
+    Example:
+        >>> y_seq, *_ = burst_multi_step("torch", torch.ones(2, 1), torch.zeros(1), torch.tensor(1.0))
+        >>> y_seq.flatten().tolist()
+        [1.0, 1.0]
+    """
+    engine = _engine(backend, z_seq)
+    if engine == "cupy" and _cupy_can(z_seq.dtype, threshold.dtype):
+        trainable = surrogate is None or cupy.surrogate_code(surrogate) is not None
+        if trainable:
+            return cupy.burst_multi_step(
+                z_seq,
+                v,
+                threshold,
+                max_spikes,
+                shift=shift,
+                sent=sent,
+                surrogate=surrogate,
+                count=count,
+            )
+    if engine == "numba" and _numba_can(z_seq, v, threshold, shift, sent):
+        from . import numba
+
+        return numba.burst_multi_step(
+            z_seq, v, threshold, max_spikes, shift=shift, sent=sent, count=count
+        )
+    y_seq, v, sent = functional.burst_multi_step(
+        z_seq, v, threshold, max_spikes, shift=shift, sent=sent, surrogate=surrogate
+    )
+    return y_seq, v, sent, None
+
+
+def li_pool_multi_step(
+    backend: str, x_seq: Tensor, total: Tensor, pooled: Tensor, pool: nn.Module
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run :func:`sj_burst.functional.li_pool_multi_step` on a backend.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        x_seq: weighted spikes ``[T, N, C, ...]``.
+        total: Σ x before the first step.
+        pooled: maxpool(total), or zeros before the first step.
+        pool: a max-pooling module.
+
+    Returns:
+        Outputs, total and pooled total after the last step.
+
+    Raises:
+        ValueError: if the tensors are not on the backend's kind of device.
+
+    Example:
+        >>> x_seq = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 2.0]]]])
+        >>> out, *_ = li_pool_multi_step(
+        ...     "torch", x_seq, torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), nn.MaxPool1d(2))
+        >>> out.flatten().tolist()
+        [1.0, 1.0]
+    """
+    engine = _engine(backend, x_seq)
+    has_kernel = isinstance(pool, nn.MaxPool1d | nn.MaxPool2d)
+    if engine == "cupy" and has_kernel and x_seq.dtype in cupy.STORAGE:
+        if not functional.needs_grad(x_seq, total, pooled):
+            return cupy.li_pool_multi_step(x_seq, total, pooled, pool)
+    elif engine == "numba" and has_kernel and _numba_can(x_seq, total, pooled):
+        from . import numba
+
+        return numba.li_pool_multi_step(x_seq, total, pooled, pool)
+    return functional.li_pool_multi_step(x_seq, total, pooled, pool)

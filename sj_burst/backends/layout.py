@@ -1,0 +1,129 @@
+"""Tensors of any layout as the flat rows that the fused loops take, and back.
+
+A step ``[N, ...]`` becomes one row of neurons in memory order. A parameter becomes a flat tensor of
+``count`` values with a number ``inner``: each value is shared by ``inner`` neighbouring neurons, and
+the values repeat. A scalar has count 1; channels of ``[N, C, H, W]`` have inner H·W, those of a
+channels-last tensor inner 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import needs_grad
+
+__all__ = [
+    "flat_parameters",
+    "flat_state",
+    "image_order",
+    "memory_order",
+    "pool_geometry",
+    "restore",
+]
+
+
+def _reorder(x_seq: Tensor, order: list[int]) -> tuple[Tensor, list[int]]:
+    """``x_seq [T, ...]`` with the dimensions of a step in ``order``, where that is memory order.
+
+    A step that has holes is copied, and keeps its order; a time axis that was expanded stays so.
+    """
+    x = x_seq[0]
+    if not x.permute(order).is_contiguous():
+        order = list(range(x.dim()))
+        x_seq = x.contiguous().expand_as(x_seq) if x_seq.stride(0) == 0 else x_seq.contiguous()
+    return x_seq.permute(0, *[d + 1 for d in order]), order
+
+
+def memory_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
+    """A sequence with the dimensions of a step in memory order, and that order.
+
+    Example:
+        >>> x = torch.empty(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> memory_order(x.expand(5, 2, 3, 4, 4))[1]
+        [0, 2, 3, 1]
+    """
+    strides = x_seq.stride()[1:]
+    return _reorder(x_seq, sorted(range(len(strides)), key=lambda d: -strides[d]))
+
+
+def image_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
+    """As :func:`memory_order` for images ``[T, N, C, H, W]``: contiguous or channels last.
+
+    Example:
+        >>> image_order(torch.empty(5, 2, 3, 4, 4))[1]
+        [0, 1, 2, 3]
+    """
+    x = x_seq[0]
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return _reorder(x_seq, [0, 2, 3, 1] if last else [0, 1, 2, 3])
+
+
+def _flat_parameter(
+    value: Tensor, shape: Sequence[int], order: list[int], dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    full = value.to(dtype).expand(shape).permute(order)
+    moving = [d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) != 0]
+    if not needs_grad(value):  # a gradient is wanted for every neuron
+        first, end = (moving[0], moving[-1] + 1) if moving else (0, 0)
+        own = full[tuple(slice(None if first <= d < end else 1) for d in range(full.dim()))]
+        if own.is_contiguous():
+            return own.reshape(-1), math.prod(full.shape[end:]) if moving else 1
+    return full.reshape(-1), 1
+
+
+def flat_parameters(
+    shape: Sequence[int], order: list[int], dtype: torch.dtype, *values: Tensor | None
+) -> tuple[list[Tensor | None], list[int]]:
+    """Parameters that broadcast to ``shape`` as flat tensors, and the ``inner`` of each.
+
+    Example:
+        >>> theta = torch.ones(3, 1, 1)
+        >>> flat_parameters((2, 3, 4, 4), [0, 1, 2, 3], torch.float32, theta, None)
+        ([tensor([1., 1., 1.]), None], [16, 1])
+    """
+    pairs = [(None, 1) if p is None else _flat_parameter(p, shape, order, dtype) for p in values]
+    return [p for p, _ in pairs], [inner for _, inner in pairs]
+
+
+def flat_state(value: Tensor, order: list[int], dtype: torch.dtype) -> Tensor:
+    """A state ``[N, ...]`` as a row in memory order.
+
+    Example:
+        >>> flat_state(torch.tensor([[1, 2], [3, 4]]), [1, 0], torch.float32)
+        tensor([1., 3., 2., 4.])
+    """
+    return value.to(dtype).permute(order).reshape(-1)
+
+
+def restore(flat: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:
+    """Undo the flattening of ``[M]`` or ``[T, M]``; the layout in memory stays.
+
+    Example:
+        >>> restore(torch.tensor([1, 3, 2, 4]), (2, 2), [1, 0])
+        tensor([[1, 2],
+                [3, 4]])
+    """
+    time = flat.dim() - 1
+    stored = flat.view(*flat.shape[:time], *[shape[d] for d in order])
+    back = [order.index(d) + time for d in range(len(order))]
+    return stored.permute(*range(time), *back)
+
+
+def pool_geometry(pool: nn.Module) -> list[int]:
+    """Kernel, stride, padding and dilation of a ``MaxPool1d`` or ``MaxPool2d``, each as two numbers.
+
+    Example:
+        >>> pool_geometry(nn.MaxPool1d(3, 2, 1))
+        [1, 3, 1, 2, 0, 1, 1, 1]
+    """
+    images = isinstance(pool, nn.MaxPool2d)
+
+    def pair(value: int | tuple[int, ...], neutral: int) -> tuple[int, ...]:
+        if isinstance(value, int):
+            return (value, value) if images else (neutral, value)
+        return tuple(value) if images else (neutral, *value)
+
+    options = ((pool.kernel_size, 1), (pool.stride, 1), (pool.padding, 0), (pool.dilation, 1))
+    return [n for value, neutral in options for n in pair(value, neutral)]  # type: ignore[arg-type]

@@ -1,0 +1,276 @@
+"""The numba backend: one pass over the input on a CPU, with the state in cache.
+
+The loops do functional.py's operations in its order, without fused multiply-add or reassociation, so
+that results are equal bit for bit. Importing this module imports numba.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .layout import flat_parameters, image_order, memory_order, pool_geometry, restore
+
+__all__ = ["burst_multi_step", "li_pool_multi_step"]
+
+BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
+GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
+MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted, in 32 bits
+
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_jit
+def _spread(target, values, inner, first):  # type: ignore[no-untyped-def]
+    """Write the parameter of the neurons from ``first`` on to ``target``; see :mod:`.layout`."""
+    filled = 0
+    while filled < len(target):
+        neuron = first + filled
+        index = neuron // inner % len(values)
+        if inner == 1:
+            run = min(len(target) - filled, len(values) - index)
+            target[filled : filled + run] = values[index : index + run]
+        else:
+            run = min(len(target) - filled, inner - neuron % inner)
+            target[filled : filled + run] = values[index]
+        filled += run
+
+
+@_jit
+def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, counts):  # type: ignore[no-untyped-def]
+    """T steps of the neurons from ``start`` to ``stop``; ``y [T, M]``, state in place."""
+    steps, neurons = y.shape
+    flat_y = y.reshape(-1)
+    least, most = bounds
+    theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
+    for first in range(start, stop, BLOCK):
+        size = min(BLOCK, stop - first)
+        thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
+        _spread(thetas, theta, inner[0], first)
+        if shift is not None:
+            _spread(shifts, shift, inner[1], first)
+        if sent is not None:
+            sents = sent[first : first + size]
+        for t in range(steps):
+            zs = z[t * z_stride + first : t * z_stride + first + size]
+            ys = flat_y[t * neurons + first : t * neurons + first + size]
+            spikes = 0
+            for j in range(size):
+                m = vs[j] + zs[j]
+                if shift is not None:
+                    m = m + shifts[j]
+                n = np.floor(m / thetas[j])
+                n = least if n < least else n
+                n = most if n > most else n
+                if sent is not None:
+                    n = -sents[j] if n < -sents[j] else n
+                    sents[j] += n
+                ys[j] = thetas[j] * n
+                vs[j] = m - thetas[j] * n
+                if counts is not None:
+                    spikes += np.int32(abs(n))  # type: ignore[assignment]
+            if counts is not None:
+                counts[t] += spikes
+
+
+@_jit
+def _window_max(rows, first, last, step, start, best):  # type: ignore[no-untyped-def]
+    """Raise ``best`` to the rows ``start``, ``start + step``, … of ``rows`` that exist."""
+    best[:] = -np.inf
+    for tap in range(first, last):
+        row = rows[start + tap * step]
+        for i in range(len(best)):
+            # A NaN wins, as in torch.
+            best[i] = row[i] if row[i] > best[i] or row[i] != row[i] else best[i]
+
+
+@_jit
+def _valid(start, step, taps, size):  # type: ignore[no-untyped-def]
+    """First and last tap of a window that lie inside."""
+    first = 0 if start >= 0 else (-start + step - 1) // step
+    return first, min(taps, max(first, (size - start + step - 1) // step))
+
+
+@_jit
+def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ignore[no-untyped-def]
+    """T steps of the planes from ``begin`` to ``end``; state in place.
+
+    ``total [outer, H, W, inner]``, ``pooled`` and ``out [T, …]`` likewise.
+    """
+    (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (gap_h, gap_w) = geometry
+    height, width, inner = total.shape[1:]
+    out_height, out_width = pooled.shape[1:3]
+    size = height * width * inner
+    column = np.empty((width, inner), total.dtype)
+    flat_column = column.reshape(-1)
+    best = np.empty(inner, total.dtype)
+    for plane in range(begin, end):
+        totals = total[plane].reshape(height, width * inner)
+        flat_totals = totals.reshape(-1)
+        for t in range(len(out)):
+            xs = x[t * x_stride + plane * size : t * x_stride + (plane + 1) * size]
+            for i in range(size):
+                flat_totals[i] += xs[i]
+            for row in range(out_height):
+                top = row * stride_h - pad_h
+                first, last = _valid(top, gap_h, kernel_h, height)
+                _window_max(totals, first, last, gap_h, top, flat_column)
+                before, target = pooled[plane, row], out[t, plane, row]
+                if inner == 1:
+                    for place in range(out_width):
+                        left = place * stride_w - pad_w
+                        first, last = _valid(left, gap_w, kernel_w, width)
+                        high = total.dtype.type(-np.inf)
+                        for tap in range(first, last):
+                            value = flat_column[left + tap * gap_w]
+                            high = value if value > high or value != value else high
+                        target[place, 0] = high - before[place, 0]
+                        before[place, 0] = high
+                else:
+                    for place in range(out_width):
+                        left = place * stride_w - pad_w
+                        first, last = _valid(left, gap_w, kernel_w, width)
+                        _window_max(column, first, last, gap_w, left, best)
+                        for k in range(inner):
+                            target[place, k] = best[k] - before[place, k]
+                            before[place, k] = best[k]
+
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def _forget_threads() -> None:
+    global _threads
+    _threads = None  # a forked process does not inherit them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def _parallel(call: Callable[[int, int], Any], work: int, unit: int, cost: int) -> list[Any]:
+    """Results of ``call(start, stop)`` for parts of ``range(work)`` that are multiples of ``unit``."""
+    global _threads
+    parts = max(1, min(torch.get_num_threads(), cost // GRAIN))
+    size = max(-(-work // (parts * unit)), 1) * unit
+    spans = [(start, min(start + size, work)) for start in range(0, work, size)]
+    if len(spans) <= 1:
+        return [call(*span) for span in spans]
+    _threads = _threads or ThreadPoolExecutor(os.cpu_count())
+    futures = [_threads.submit(call, *span) for span in spans[1:]]
+    return [call(*spans[0]), *(future.result() for future in futures)]
+
+
+def _steps(x_seq: Tensor) -> tuple[np.ndarray, int]:
+    """All elements of ``[T, ...]`` in memory order, and how many lie between two steps."""
+    stride = x_seq.stride(0)
+    size = x_seq[0].numel()
+    return x_seq.as_strided(((len(x_seq) - 1) * stride + size,), (1,)).numpy(), stride
+
+
+def _copy(value: Tensor, order: list[int]) -> np.ndarray:
+    """A state as a flat row in memory order that may be written to."""
+    copy = value.detach().permute(order).clone(memory_format=torch.contiguous_format)
+    return copy.view(-1).numpy()
+
+
+def burst_multi_step(
+    z_seq: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    max_spikes: float = 1,
+    *,
+    shift: Tensor | None = None,
+    sent: Tensor | None = None,
+    count: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """T steps of the burst neuron; see :func:`sj_burst.functional.burst_multi_step`.
+
+    Args:
+        z_seq: input current ``[T, N, ...]`` on the CPU, float32 or float64, any layout.
+        v: membrane potential before the first step.
+        threshold: θ; broadcasts to one step.
+        max_spikes: Γ.
+        shift: constant input current; broadcasts to one step.
+        sent: spike count so far, ``None`` for unsigned spikes.
+        count: whether to count spikes while they are emitted.
+
+    Returns:
+        Outputs, membrane potential and spike count after the last step, and the number of spikes in
+        every step (``[T]``, a burst of n counts n) if asked for.
+
+    Source: as :func:`sj_burst.functional.burst_step`.
+    """
+    z_seq, order = memory_order(z_seq.detach())
+    flat, inner = flat_parameters(v.shape, order, v.dtype, threshold.detach(), shift)
+    theta, shift_values = (None if p is None else p.detach().numpy() for p in flat)
+    v_out, sent_out = _copy(v, order), None if sent is None else _copy(sent, order)
+    states = (v_out, theta, shift_values, sent_out)
+    z, stride = _steps(z_seq)
+    y = np.empty((len(z_seq), v.numel()), v_out.dtype)
+    real = v_out.dtype.type
+    bounds = (real(0 if sent is None else -max_spikes), real(max_spikes))
+    count = count and max_spikes <= MAX_COUNTED
+
+    def part(start: int, stop: int) -> np.ndarray | None:
+        counts = np.zeros(len(y), np.int64) if count else None
+        _burst(start, stop, z, stride, y, *states, tuple(inner), bounds, counts)
+        return counts
+
+    counts = _parallel(part, v.numel(), BLOCK, y.size)
+    return (
+        restore(torch.from_numpy(y), v.shape, order),
+        restore(torch.from_numpy(v_out), v.shape, order),
+        None if sent_out is None else restore(torch.from_numpy(sent_out), v.shape, order),
+        torch.from_numpy(sum(counts, np.zeros(len(y), np.int64))) if count else None,
+    )
+
+
+def li_pool_multi_step(
+    x_seq: Tensor, total: Tensor, pooled: Tensor, pool: nn.Module
+) -> tuple[Tensor, Tensor, Tensor]:
+    """T steps of lateral-inhibition pooling; see :func:`sj_burst.functional.li_pool_multi_step`.
+
+    Args:
+        x_seq: weighted spikes ``[T, N, C, H, W]`` or ``[T, N, C, L]`` on the CPU.
+        total: Σ x before the first step.
+        pooled: maxpool(total), or zeros before the first step.
+        pool: ``MaxPool2d`` or ``MaxPool1d`` of any geometry.
+
+    Returns:
+        Outputs, total and pooled total after the last step.
+
+    Source: as :func:`sj_burst.functional.li_pool_step`.
+    """
+    images = total.dim() == 4
+    if not images:  # rows of pixels are images of height 1
+        x_seq, total, pooled = (t.unsqueeze(-2) for t in (x_seq, total, pooled))
+    x_seq, order = image_order(x_seq.detach())
+    states = [_planes(_copy(state, order), state.shape, order) for state in (total, pooled)]
+    x, stride = _steps(x_seq)
+    out = np.empty((len(x_seq), *states[1].shape), states[1].dtype)
+    numbers = pool_geometry(pool)
+    geometry = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+    def part(start: int, stop: int) -> None:
+        _li_pool(start, stop, x, stride, out, *states, geometry)
+
+    _parallel(part, len(states[0]), 1, states[0].size * len(out))
+    total_out, pooled_out = (torch.from_numpy(state).view(-1) for state in states)
+    results = [
+        restore(torch.from_numpy(out).flatten(1), pooled.shape, order),
+        restore(total_out, total.shape, order),
+        restore(pooled_out, pooled.shape, order),
+    ]
+    out_seq, total, pooled = results if images else (r.squeeze(-2) for r in results)
+    return out_seq, total, pooled
+
+
+def _planes(state: np.ndarray, shape: Sequence[int], order: list[int]) -> np.ndarray:
+    """``[outer, H, W, inner]`` of a flat state of images."""
+    return state.reshape(-1, *shape[2:], shape[1] if order[-1] == 1 else 1)

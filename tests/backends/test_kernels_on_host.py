@@ -1,0 +1,194 @@
+"""The CUDA sources, compiled for the CPU, against functional.py."""
+
+import itertools
+
+import pytest
+import torch
+from reference import (
+    LAYOUTS,
+    POOLS,
+    assert_burst_equal,
+    burst_cases,
+    make_input,
+    pool_shape,
+    pool_states,
+)
+from spikingjelly.activation_based import surrogate
+from torch import nn
+
+from sj_burst import BurstIFNode, functional
+from sj_burst.backends import cupy
+from sj_burst.functional import per_channel
+from sj_burst.pooling import LIMaxPool2d
+
+pytestmark = pytest.mark.usefixtures("on_host")
+BOOLS = (False, True)
+
+
+@pytest.mark.parametrize("signed", BOOLS)
+@pytest.mark.parametrize("shifted", BOOLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_burst_equals_reference(dtype, shifted, signed):
+    for case in burst_cases(dtype, signed, shifted):
+        assert_burst_equal(case, cupy.burst_multi_step(*case.args(), **case.options))
+
+
+@pytest.mark.parametrize("signed", BOOLS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_storage_has_float_state(dtype, signed):
+    for case in burst_cases(dtype, signed, shifted=False):
+        assert_burst_equal(case, cupy.burst_multi_step(*case.args(), **case.options))
+
+
+@pytest.mark.parametrize("signed", BOOLS)
+def test_spikes_are_counted_on_the_fly(signed):
+    for case in burst_cases(torch.float32, signed, shifted=False):
+        got = cupy.burst_multi_step(*case.args(), **case.options, count=True)
+        assert got[3] is not None
+        assert_burst_equal(case, got)
+
+
+def test_special_values():
+    z_seq = torch.tensor([[float("inf"), float("nan"), -0.0, 1e-41, 3e38, -float("inf"), 1.0, 0.5]])
+    threshold = torch.tensor([1.0, 1.0, 1.0, 1e-41, 1e-3, 1.0, 0.1, 0.25])
+    for most in (1, 7, float("inf")):
+        args = (z_seq.expand(3, 1, 8), torch.zeros(1, 8), threshold, most)
+        for a, b in zip(cupy.burst_multi_step(*args), functional.burst_multi_step(*args), strict=False):
+            assert a is b is None or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=repr)
+def test_pooling_equals_reference(pool):
+    for layout, steps in itertools.product(LAYOUTS, (1, 4)):
+        x_seq = make_input(steps, pool_shape(pool), layout, torch.float32)
+        total, pooled = pool_states(pool)
+        got = cupy.li_pool_multi_step(x_seq, total, pooled, pool)
+        wanted = functional.li_pool_multi_step(x_seq, total, pooled, pool)
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.equal(a, b), (layout, steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pooling_storage(dtype):
+    pool = nn.MaxPool2d(3, 2, 1)
+    state = cupy.state_dtype(dtype)
+    x_seq = make_input(4, (2, 3, 9, 11), "contiguous", dtype)
+    total, pooled = pool_states(pool, state)
+    wanted = functional.li_pool_multi_step(x_seq.to(state), total, pooled, pool)
+    got = cupy.li_pool_multi_step(x_seq, total, pooled, pool)
+    assert torch.equal(got[0], wanted[0].to(dtype))
+    assert torch.equal(got[1], wanted[1]) and torch.equal(got[2], wanted[2])
+
+
+def test_pooling_passes_nan_on():
+    pool = nn.MaxPool2d(2)
+    x_seq = torch.rand(2, 1, 1, 4, 4)
+    x_seq[0, 0, 0, 1, 1] = float("nan")
+    total, pooled = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)
+    got, *_ = cupy.li_pool_multi_step(x_seq, total, pooled, pool)
+    wanted, *_ = functional.li_pool_multi_step(x_seq, total, pooled, pool)
+    assert torch.equal(got.isnan(), wanted.isnan()) and got.isnan().any()
+
+
+@pytest.mark.parametrize("signed", BOOLS)
+@pytest.mark.parametrize("pool", POOLS, ids=repr)
+def test_fused_equals_one_after_the_other(pool, signed):
+    shape = pool_shape(pool)
+    threshold = per_channel(torch.rand(3) + 0.2, len(shape))
+    sent = torch.zeros(shape) if signed else None
+    for layout, steps in itertools.product(("contiguous", "channels_last", "constant"), (1, 4)):
+        z_seq = make_input(steps, shape, layout, torch.float32)
+        v = (threshold / 2).expand(shape)
+        total, pooled = pool_states(pool)
+        options = {"shift": threshold / 10, "sent": sent}
+        y_seq, v_after, sent_after = functional.burst_multi_step(z_seq, v, threshold, 3, **options)
+        wanted = (*functional.li_pool_multi_step(y_seq, total, pooled, pool), v_after, sent_after)
+        got = cupy.burst_li_pool_multi_step(
+            z_seq, v, threshold, 3, total, pooled, pool, **options, count=True
+        )
+        for a, b in zip(got, wanted, strict=False):
+            assert a is b is None or torch.equal(a, b), (layout, steps)
+        assert torch.equal(got[5], (y_seq / threshold).round().abs().flatten(1).sum(1).long())
+
+
+@pytest.mark.parametrize("signed", BOOLS)
+@pytest.mark.parametrize("function", [surrogate.Sigmoid(3.0), surrogate.ATan(2.0)], ids=repr)
+def test_gradient_equals_autograd(function, signed):
+    shape = (2, 3, 4, 5)
+    for layout in ("contiguous", "channels_last", "constant"):
+        z_seq = make_input(4, shape, layout, torch.float64)
+        threshold, shift = torch.rand(3, 1, 1).double() + 0.2, torch.rand(shape[1:]).double() / 10
+        leaves = [z_seq, torch.rand(3, 1, 1).double(), threshold, shift]
+        sent = torch.randint(0, 2, shape).double() if signed else None
+        weights = [torch.randn(4, *shape).double(), torch.randn(shape).double()]
+        grads = []
+        for run in (functional.burst_multi_step, cupy.burst_multi_step):
+            z, v, theta, current = (x.detach().clone().requires_grad_() for x in leaves)
+            start = None if sent is None else sent.clone().requires_grad_()
+            y, v_after, sent_after, *_ = run(
+                z, v.expand(shape), theta, 2, shift=current, sent=start, surrogate=function
+            )
+            loss = (y * weights[0]).sum() + (v_after * weights[1]).sum()
+            inputs = [z, v, theta, current]
+            if signed:
+                loss, inputs = loss + (sent_after * weights[1]).sum(), [*inputs, start]
+            grads.append((y, *torch.autograd.grad(loss, inputs)))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def _run(net, x_seq, grad):
+    """Outputs of two windows, and the gradient of their sum if wanted."""
+    x = x_seq.clone().requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        y = torch.cat([net(x), net(x)])
+        return (y, *torch.autograd.grad(y.sum(), x)) if grad else (y,)
+
+
+@pytest.mark.parametrize("grad", BOOLS)
+def test_modules_compile_to_one_graph(grad):
+    x_seq = torch.randn(4, 2, 3, 9, 11)
+    results = []
+    for backend, compiled in (("torch", False), ("cupy", False), ("cupy", True)):
+        threshold = torch.tensor([0.3, 0.5, 0.7])
+        node = BurstIFNode(threshold, 3, 0.1, signed=True, step_mode="m", backend=backend)
+        pool = LIMaxPool2d(3, 2, 1, step_mode="m")
+        pool.backend = backend
+        net = nn.Sequential(node) if grad else nn.Sequential(node, pool)
+        run = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
+        results.append(_run(run, x_seq, grad))
+    for other in results[1:]:
+        assert torch.equal(other[0], results[0][0])
+        for a, b in zip(other[1:], results[0][1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_operators_pass_opcheck():
+    z, v, theta = torch.randn(4, 24), torch.zeros(24), torch.rand(24) + 0.2
+    leaves = [t.requires_grad_() for t in (z, v, theta)]
+    burst = (*leaves, None, torch.zeros(24), [1, 1, 1], 3.0, True, 0, 4.0)
+    torch.library.opcheck(torch.ops.sj_burst.burst.default, burst)
+    total, pooled = torch.zeros(24), torch.zeros(6)
+    sizes, geometry = [1, 1, 4, 6, 2, 3], [2, 2, 2, 2, 0, 0, 1, 1]
+    detached = [t.detach() for t in (z, v, theta)]
+    pool = (detached[0], total, pooled, sizes, geometry, None, None, None, None, [1, 1, 1], 1.0, False)
+    torch.library.opcheck(torch.ops.sj_burst.li_pool.default, pool)
+    fused = (*pool[:5], detached[1], detached[2], None, torch.zeros(24), [1, 1, 1], 3.0, True)
+    torch.library.opcheck(torch.ops.sj_burst.li_pool.default, fused)
+
+
+def test_training_with_another_surrogate_falls_back():
+    node = BurstIFNode(0.5, 2, surrogate_function=surrogate.PiecewiseQuadratic(), step_mode="m")
+    node.backend = "cupy"
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    node(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_half_network_keeps_float_state_between_calls():
+    node = BurstIFNode(0.3, 2, v_init=0.1, step_mode="m", backend="cupy")
+    z_seq = torch.randn(6, 2, 5).half()
+    whole = node(z_seq)
+    node.reset()
+    parts = torch.cat([node(z_seq[:1]), node(z_seq[1:4]), node(z_seq[4:])])
+    assert torch.equal(whole, parts) and node.v.dtype == torch.float32 and parts.dtype == torch.float16

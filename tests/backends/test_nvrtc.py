@@ -1,0 +1,97 @@
+"""NVRTC compiles every kernel variant to machine code, with no device present."""
+
+import itertools
+
+import pytest
+
+from sj_burst.backends import cupy
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)
+
+STORAGES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+FLAGS = (0, 1)
+
+
+def compile_to_cubin(kernel: str, macros: dict[str, int], architecture: str, *extra: str) -> bytes:
+    from cuda.bindings import nvrtc
+
+    def check(result):
+        status, *values = result
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            _, size = nvrtc.nvrtcGetProgramLogSize(program)
+            log = b" " * size
+            nvrtc.nvrtcGetProgramLog(program, log)
+            pytest.fail(f"{kernel} {macros} sm_{architecture}: {log.decode()}")
+        return values[0] if values else None
+
+    source = cupy.kernel_source(kernel).encode()
+    _, program = nvrtc.nvrtcCreateProgram(source, kernel.encode(), 0, [], [])
+    options = [o.encode() for o in (*cupy.compile_options(macros, architecture), *extra)]
+    check(nvrtc.nvrtcCompileProgram(program, len(options), options))
+    size = check(nvrtc.nvrtcGetCUBINSize(program))
+    cubin = b" " * size
+    check(nvrtc.nvrtcGetCUBIN(program, cubin))
+    nvrtc.nvrtcDestroyProgram(program)
+    return cubin
+
+
+def variants(kernel: str, storage: str):
+    shared = {"STORAGE": STORAGES[storage], "WIDTH": 1, "SHIFT": 0, "SIGNED": 0, "COUNT": 0}
+    if kernel == "burst_forward":
+        widths = (1, 16 // BYTES[storage])
+        for width, shift, signed, count, save in itertools.product(widths, *[FLAGS] * 4):
+            if not (count and save):  # training does not count
+                flags = {"SHIFT": shift, "SIGNED": signed, "COUNT": count, "SAVE": save}
+                yield shared | {"WIDTH": width} | flags
+    elif kernel == "burst_backward":
+        for signed, surrogate in itertools.product(FLAGS, range(len(cupy.SURROGATES))):
+            yield shared | {"SIGNED": signed, "SURROGATE": surrogate}
+    else:
+        for height, width in ((1, 3), (2, 2), (3, 3), (9, 9)):
+            yield shared | {"FUSED": 0, "KERNEL_H": height, "KERNEL_W": width}
+        for shift, signed, count in itertools.product(*[FLAGS] * 3):
+            flags = {"SHIFT": shift, "SIGNED": signed, "COUNT": count}
+            yield shared | {"FUSED": 1, "KERNEL_H": 2, "KERNEL_W": 2} | flags
+
+
+KERNELS = ("burst_forward", "burst_backward", "li_pool_forward")
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_variant_compiles(kernel, storage, architecture):
+    for macros in variants(kernel, storage):  # without the optimizer, which takes most of the time
+        cubin = compile_to_cubin(kernel, macros, architecture, "--Ofast-compile=max")
+        assert cubin[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiles_as_it_will_run(kernel, architecture):
+    assert (
+        compile_to_cubin(kernel, list(variants(kernel, "float16"))[-1], architecture)[:4] == b"\x7fELF"
+    )
+
+
+def test_cupy_compiles_with_these_options(monkeypatch):
+    library = pytest.importorskip("cupy", exc_type=ImportError)
+    loaded = []
+
+    class Module:
+        load = staticmethod(loaded.append)
+        get_function = staticmethod(lambda name: name)
+
+    class Device:
+        compute_capability = "90"
+
+    monkeypatch.setattr(library.cuda.function, "Module", Module)
+    monkeypatch.setattr(library.cuda, "Device", lambda index: Device)
+    macros = next(variants("burst_forward", "bfloat16"))
+    cupy._function.cache_clear()
+    assert cupy._function("burst_forward", tuple(macros.items()), 0) == "burst_forward"
+    assert loaded[0][:4] == b"\x7fELF"
+    with pytest.raises(RuntimeError, match=r"does not compile.*\n(.|\n)*error"):
+        cupy._function("burst_forward", tuple((macros | {"WIDTH": -1}).items()), 0)
+    cupy._function.cache_clear()
