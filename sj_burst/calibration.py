@@ -116,7 +116,8 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
                 shift = shift.expand_as(correction)
             layer.node.shift = correction if shift is None else shift + correction
         elif layer.affine is not None:
-            _add_bias(layer.affine, error.mean(tuple(range(error.dim() - 1))))
+            channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
+            _add_bias(layer.affine, _channel_mean(channel_first))
             return  # affine: one round is exact
 
 

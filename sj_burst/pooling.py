@@ -111,9 +111,7 @@ class LIPool(TemporalModule):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """T steps on explicit state ``(total, pooled)``."""
         (x_seq,), (total, pooled) = inputs, states
-        out, total, pooled = backends.li_pool_multi_step(
-            self.backend, x_seq, total, pooled, self.pool
-        )
+        out, total, pooled = backends.li_pool_multi_step(self.backend, x_seq, total, pooled, self.pool)
         return (out,), (total, pooled)
 
 

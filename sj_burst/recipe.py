@@ -285,6 +285,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             name: self._neuron(statistics, max_spikes[name])
             for name, statistics in self._statistics.items()
         }
+        for neuron in neurons.values():
+            neuron.to(self._example.dtype)  # a half-precision network stays one
         self._ann_modules = place(fx_model, neurons, self.options.max_pool)
         return fx_model.to(converter.device)
 
@@ -333,7 +335,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def _largest_input(self) -> Tensor:
         inputs = batches(self.calibration_loader, "calibration_loader")
         largest = max(x.abs().max().item() for x, _ in inputs)
-        return torch.tensor(largest or 1.0, device=self._example.device)
+        return self._example.new_tensor(largest or 1.0)
 
 
 def new_neuron(

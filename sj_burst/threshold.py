@@ -58,7 +58,8 @@ class ActivationStatistics:
         Raises:
             ValueError: if a value is NaN or infinite.
         """
-        z = z.detach().movedim(1, 0).flatten(1) if self.channel_wise else z.detach().reshape(1, -1)
+        z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
+        z = z.movedim(1, 0).flatten(1) if self.channel_wise else z.reshape(1, -1)
         if not z.isfinite().all():
             raise ValueError("NaN or infinite values")
         if self.samples == 0:

@@ -124,3 +124,23 @@ def test_pooling_of_every_rule_is_calibrated(convert, rule):
     snn = convert(vgg(), images, max_pool=rule, calibration="advanced")
     with torch.no_grad():
         assert snn.hold(images[0], 4).isfinite().all()
+
+
+def test_a_convolution_that_ends_the_network_gets_its_bias_per_channel(convert):
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 1))
+    x = torch.randn(32, 1, 8, 8)  # as many rows and columns as channels
+    snn = convert(ann, [x], time_steps=2, calibration="light", max_spikes=1)
+    with torch.no_grad():
+        error = (snn.hold(x, 2).mean(0) - ann(x)).mean((0, 2, 3))
+    assert error.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(convert, dtype):
+    ann = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    x = torch.rand(32, 3, dtype=dtype)
+    snn = convert(ann, [x], time_steps=16, calibration="advanced", coding="compensated")
+    with torch.no_grad():
+        out = snn.hold(x, 16)
+        assert out.dtype == dtype
+        assert torch.allclose(out.mean(0), ann(x), atol=0.05)
