@@ -14,6 +14,11 @@ torch backend takes over:
 - training with a surrogate other than SpikingJelly's ``Sigmoid`` and ``ATan``: any other is a Python
   function, which a kernel cannot call;
 - numba: anything that needs a gradient, half precision, and under ``torch.compile``.
+
+:func:`sj_burst.backends.cupy.burst_li_pool_multi_step` runs a neuron layer and the pooling behind it
+in one kernel. It is a function for those who write their own modules: a network's neurons and pooling
+stay two modules, whose outputs hooks can see. numba compiles a loop when it is first used, which takes
+some seconds, and keeps it on disk.
 """
 
 import importlib.util
