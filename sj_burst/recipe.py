@@ -44,7 +44,8 @@ class Options:
         time_steps: T that thresholds and potentials are fitted for; the network runs any number.
         max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
             patterns (``fnmatch``) to such values, of which the first match counts.
-        threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"`` or ``"gaussian"``.
+        threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
+            ``"trained"`` for bounded activations, whose bound is the threshold.
         channel_wise: a threshold for each channel, else one for the layer.
         potential: initial membrane potential: ``"zero"``, ``"half"`` (θ/2), ``"ann"`` (per channel,
             from the ANN's activations) or ``"data"`` (per channel, on the spiking prefix).
@@ -67,7 +68,7 @@ class Options:
     Example:
         >>> Options(threshold="median")
         Traceback (most recent call last):
-        ValueError: threshold must be one of ['max', 'mse', 'gaussian'] or a percentile such as ...
+        ValueError: threshold must be one of ['max', 'mse', 'gaussian', 'trained'] or a percentile ...
     """
 
     time_steps: int = 8
@@ -116,7 +117,7 @@ class Options:
                 f"shift=True with potential={self.potential!r} corrects the same half quantum twice; "
                 "use shift=True with potential='zero', or shift=False"
             )
-        if self.threshold in ("mse", "gaussian") and math.inf in self._all_max_spikes():
+        if self.threshold in ("mse", "gaussian", "trained") and math.inf in self._all_max_spikes():
             raise ValueError(
                 f"threshold={self.threshold!r} divides by max_spikes, which is infinite; give a "
                 "finite max_spikes, or use threshold='max' or a percentile"
@@ -176,6 +177,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ic_snn": _PLAIN | dict(threshold="99.9%", potential="data", coding="compensated"),
     # Deng & Gu, ICLR 2021: threshold balancing and the shift by half a quantum.
     "rts": _PLAIN | dict(threshold="max", shift=True),
+    # Ding et al., IJCAI 2021 (RNL): thresholds that training has fitted, as activation bounds.
+    "rnl": _PLAIN | dict(threshold="trained"),
     # Li et al., ICML 2021: thresholds of least squared error, then biases layer by layer.
     "calibration_light": _PLAIN | dict(threshold="mse", channel_wise=True, calibration="light"),
     # Li et al., ICML 2021: the same with weights; the fit is our closed form.
@@ -282,7 +285,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         """Put burst neurons and spiking pooling in the place of activations and max-pooling."""
         max_spikes = self.options.max_spikes_of(self._statistics)
         neurons = {
-            name: self._neuron(statistics, max_spikes[name])
+            name: self._neuron(name, statistics, max_spikes[name])
             for name, statistics in self._statistics.items()
         }
         for neuron in neurons.values():
@@ -290,10 +293,13 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._ann_modules = place(fx_model, neurons, self.options.max_pool)
         return fx_model.to(converter.device)
 
-    def _neuron(self, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
+    def _neuron(self, name: str, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
         options = self.options
         transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
-        threshold = fit_threshold(statistics, options.threshold, transfer)
+        try:
+            threshold = fit_threshold(statistics, options.threshold, transfer)
+        except ValueError as error:
+            raise ValueError(f"activation {name!r}: {error}") from None
         v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
         if not options.channel_wise:
             threshold, v_init = threshold.squeeze(), v_init.squeeze()

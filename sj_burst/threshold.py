@@ -19,6 +19,7 @@ __all__ = [
     "mse_threshold",
     "parse_percentile",
     "percentile_threshold",
+    "trained_threshold",
 ]
 
 
@@ -241,10 +242,31 @@ def gaussian_fixed_point(mean: Tensor, std: Tensor, levels: int) -> Tensor:
     return theta.squeeze(-1)
 
 
+def trained_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
+    r"""θ = k/Γ for an activation with an upper bound k: what training has fitted is taken as it is.
+
+    Source: Ding et al., "Optimal ANN-SNN conversion for fast and accurate inference in deep spiking
+    neural networks", IJCAI 2021; Bu et al. (QCFS), ICLR 2022.
+
+    Example:
+        >>> statistics = ActivationStatistics(channel_wise=False, upper=6.0)
+        >>> statistics.update(torch.tensor([[1.0], [2.0]]))
+        >>> trained_threshold(statistics, Transfer(8, max_spikes=2)).tolist()
+        [3.0]
+    """
+    if math.isinf(statistics.upper):
+        raise ValueError(
+            "threshold='trained' wants activations with an upper bound (ReLU6, Hardtanh(0, k), "
+            "clamp(0, k)), and this one has none; use threshold='mse' for a plain ReLU"
+        )
+    return torch.full_like(statistics.maximum, statistics.upper / transfer.max_spikes)
+
+
 THRESHOLD_RULES: dict[str, Callable[[ActivationStatistics, Transfer], Tensor]] = {
     "max": max_threshold,
     "mse": mse_threshold,
     "gaussian": gaussian_threshold,
+    "trained": trained_threshold,
 }
 
 
@@ -280,6 +302,8 @@ def fit_threshold(statistics: ActivationStatistics, rule: str, transfer: Transfe
         theta = percentile_threshold(statistics, percent)
     else:
         theta = THRESHOLD_RULES[rule](statistics, transfer)
+    if rule == "trained":
+        return theta  # also for channels that calibration did not reach
     theta = theta.clamp(max=statistics.upper / transfer.max_spikes)
     alive = theta[(theta > 0) & ~statistics.dead]
     fallback = alive.median() if len(alive) else theta.new_tensor(1.0)

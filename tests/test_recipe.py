@@ -172,9 +172,27 @@ def test_presets_differ_from_the_defaults_and_run(convert, name):
     options = BurstRecipe.preset(name, IMAGES).options
     for key, value in PRESETS[name].items():
         assert getattr(options, key) == value
-    snn = convert(vgg(), IMAGES, **PRESETS[name])
+    ann = bounded_vgg() if name == "rnl" else vgg()
+    snn = convert(ann, IMAGES, **PRESETS[name])
     with torch.no_grad():
         assert snn.hold(IMAGES[0], 4).isfinite().all()
+
+
+def bounded_vgg():
+    ann = vgg()
+    ann[2], ann[6] = nn.Hardtanh(0, 0.8), nn.ReLU6()
+    return ann
+
+
+def test_rnl_takes_the_bounds_as_thresholds(convert):
+    options = PRESETS["rnl"]
+    nodes = convert(bounded_vgg(), IMAGES, **options).neurons()
+    assert nodes["2"].threshold.item() == pytest.approx(0.8)
+    assert nodes["6"].threshold.item() == pytest.approx(6.0)
+    nodes = convert(bounded_vgg(), IMAGES, **options | {"max_spikes": 4, "channel_wise": True}).neurons()
+    assert torch.allclose(nodes["6"].threshold, torch.tensor(1.5))
+    with pytest.raises(ValueError, match=r"activation '2'.*upper bound"):
+        convert(vgg(), IMAGES, **options)
 
 
 def test_diehl2015_is_the_running_maximum_without_potential(convert):
