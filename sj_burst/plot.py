@@ -100,13 +100,17 @@ def accuracy_vs_spikes(
         'spikes per image'
     """
     fig, ax = _axes(ax)
+    most = 0.0
     for index, (label, accuracy) in enumerate(_accuracies(results).items()):
         spikes = results[label].total_spikes
         if not len(spikes):
             raise ValueError(f"result {label!r} has no spikes; simulate a network of burst neurons")
-        ax.plot(spikes, 100 * accuracy, label=label, **_look(index))
+        at = [t - 1 for t in range(1, len(accuracy) + 1) if t & (t - 1) == 0]
+        ax.plot(spikes, 100 * accuracy, label=label, markevery=at, **_look(index))
+        most = max(most, spikes[-1].item())
     _ann_line(ax, ann_accuracy)
     ax.set_xscale("log")
+    ax.set_xlim(left=most / 1000)  # the first steps of deep networks are nearly silent
     _tidy(ax)
     ax.set_xlabel("spikes per image")
     ax.set_ylabel("accuracy (%)")

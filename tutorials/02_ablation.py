@@ -56,7 +56,9 @@ def main() -> None:
     fig, (left, right) = pyplot.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
     sj_burst.plot.accuracy_vs_time(results, ann_accuracy=ann_accuracy, ax=left)
     sj_burst.plot.accuracy_vs_spikes(results, ann_accuracy=ann_accuracy, ax=right)
+    left.get_legend().remove()
     right.get_legend().remove()
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     save(fig, args, "02_ablation.png")
 
 

@@ -33,6 +33,10 @@ ROWS: list[tuple[str, int, dict[str, object]]] = [
     ("advanced", 2, {"max_spikes": 15, "calibration": "advanced"}),
     ("advanced", 4, {"max_spikes": 4, "calibration": "advanced"}),
     ("advanced", 4, {"max_spikes": 1, "calibration": "advanced"}),
+    (
+        *("advanced, 1000 images", 4),
+        {"max_spikes": 1, "calibration": "advanced", "calibration_images": 1000},
+    ),
     ("advanced", 8, {"max_spikes": 1, "calibration": "advanced"}),
     ("advanced", 16, {"max_spikes": 1, "calibration": "advanced"}),
 ]
