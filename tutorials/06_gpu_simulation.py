@@ -4,18 +4,19 @@
     python tutorials/06_gpu_simulation.py --device cuda --network vgg16 --batch 256
 
 Takes the first CUDA device if there is one and CuPy is installed (pip install 'sj_burst[cuda13]'), and
-the CPU otherwise. On a CUDA device it writes figures/06_gpu_simulation.png. The networks are not
+the CPU otherwise. Writes figures/06_backends.png, whose title names the device. The networks are not
 trained: time does not depend on what the weights are.
 """
 
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from common import parser, small_vgg
+from common import parser, save
+from matplotlib.figure import Figure
+from networks import small_vgg
 from spikingjelly.activation_based import ann2snn
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
@@ -28,35 +29,12 @@ def vgg16() -> nn.Sequential:
     """VGG-16 for 32×32 colour images."""
     layers: list[nn.Module] = []
     channels = 3
-    for width in (
-        64,
-        64,
-        "M",
-        128,
-        128,
-        "M",
-        256,
-        256,
-        256,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-    ):
-        if width == "M":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
-        channels = width
+    for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(repeats):
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
 
 
@@ -127,26 +105,23 @@ def main() -> None:
     assert all(torch.equal(answers["torch"], y) for y in answers.values()) or device.type == "cuda"
 
     medians = {label: 1000 * statistics.median(values) for label, values in times.items()}
-    print(f"{args.network}, {args.batch} images, T = {args.time_steps}, {name}\n")
+    title = f"{args.network}, {args.batch} images, T = {args.time_steps}, {name}"
+    print(f"{title}\n")
     for label, value in medians.items():
         speed = medians["sj_burst, torch"] / value
         print(f"{label:26s} {value:10.1f} ms   {speed:5.2f} × as fast as torch")
     difference = (answers["torch"] - answers[backends[-1]]).abs().max().item()
     print(f"\nlargest difference between the backends' outputs: {difference:g}")
-    if device.type == "cuda":
-        draw(
-            medians, f"{args.network}, {args.batch} images, T = {args.time_steps}, {name}", args.figures
-        )
+    save(draw(medians, title), args, "06_backends.png")
 
 
-def draw(medians: dict[str, float], title: str, folder: Path) -> None:
+def draw(medians: dict[str, float], title: str) -> Figure:
     fig, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
     ax.barh(list(medians), list(medians.values()))
     ax.invert_yaxis()
     ax.set_xlabel("milliseconds")
     ax.set_title(title, fontsize="medium")
-    folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / "06_gpu_simulation.png", dpi=160)
+    return fig
 
 
 if __name__ == "__main__":
