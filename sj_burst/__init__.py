@@ -3,6 +3,7 @@
 from . import plot
 from .backends import set_backend
 from .checkpoint import load, save
+from .early_exit import fit_early_exit
 from .graph import standardize
 from .graph.network import SpikingNetwork
 from .inactivated import inactivated_share
@@ -19,6 +20,7 @@ __all__ = [
     "Options",
     "SimulationResult",
     "SpikingNetwork",
+    "fit_early_exit",
     "inactivated_share",
     "load",
     "plot",

@@ -13,6 +13,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from . import distributed
 from .calibration import FITS, sweep
 from .encoding import ENCODERS
 from .graph import (
@@ -316,11 +317,10 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
         if fits:
-            images = take(self.calibration_loader, self._sweep_images(fx_model), "calibration_loader")
             sweep(
                 fx_model,
                 self._ann_modules,
-                list(torch.cat(images).split(32)),
+                list(self._sweep_images(fx_model).split(32)),
                 options.time_steps,
                 [FITS[name] for name in fits],
                 device=torch.device(converter.device),
@@ -330,17 +330,19 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         shape = tuple(self._example.shape[1:])
         return SpikingNetwork(fx_model, dataclasses.asdict(options), shape).eval()
 
-    def _sweep_images(self, fx_model: fx.GraphModule) -> int:
-        """How many images the sweep may hold in memory."""
+    def _sweep_images(self, fx_model: fx.GraphModule) -> Tensor:
+        """Calibration images, of all processes, as many as asked for and fit into memory."""
         values = record(fx_model, self._example).values()
         reset_net(fx_model)
         largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
         fitting = int(_SWEEP_BYTES * len(self._example) / (largest * self.options.time_steps))
-        return max(1, min(self.options.calibration_images, fitting))
+        count = max(1, min(self.options.calibration_images, fitting))
+        images = torch.cat(take(self.calibration_loader, count, "calibration_loader"))
+        return distributed.gather_samples(images)[:count]
 
     def _largest_input(self) -> Tensor:
         inputs = batches(self.calibration_loader, "calibration_loader")
-        largest = max(x.abs().max().item() for x, _ in inputs)
+        largest = distributed.maximum(torch.stack([x.abs().max() for x, _ in inputs]).max()).item()
         return self._example.new_tensor(largest or 1.0)
 
 
@@ -430,4 +432,6 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
+    for found in statistics.values():
+        found.all_reduce()
     return statistics

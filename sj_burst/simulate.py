@@ -2,20 +2,26 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import distributed
+from .early_exit import confidence_margin
 from .functional import per_channel
 from .graph.check import evaluate
 from .graph.network import SpikingNetwork
+from .graph.presentation import Presentation
+from .graph.trace import record
 from .loader import batches, check_loader
-from .neuron import BurstIFNode, neurons
+from .neuron import BurstIFNode
+from .temporal import Window
 
 __all__ = ["SimulationResult", "simulate"]
 
@@ -29,11 +35,13 @@ class SimulationResult:
             after every step; ``None`` without targets.
         error: ``[T]``, root of the mean squared difference between the mean output so far and the
             reference, relative to the reference; ``None`` without one.
-        output: ``[samples, ...]``, output averaged over the T steps (logits of a classifier).
-        spikes: for every burst neuron layer ``[T]``, spikes per sample in each step (a burst of n
+        output: ``[samples, ...]``, output averaged over the steps that a sample took (logits of a
+            classifier), for the samples of this process.
+        spikes: for every layer of neurons ``[T]``, spikes per sample in each step (a burst of n
             counts n, a negative spike 1).
-        samples: number of samples.
-        seconds: wall time of the forward passes.
+        samples: number of samples, of all processes.
+        seconds: wall time of the forward passes of this process.
+        exit_steps: ``[samples]``, step after which each sample left; T if it never did.
     """
 
     accuracy: Tensor | None
@@ -42,6 +50,12 @@ class SimulationResult:
     spikes: dict[str, Tensor] = field(repr=False)
     samples: int = 0
     seconds: float = 0.0
+    exit_steps: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+
+    @property
+    def average_steps(self) -> float:
+        """Mean number of steps that a sample took."""
+        return self.exit_steps.double().mean().item()
 
     @property
     def total_spikes(self) -> Tensor:
@@ -58,6 +72,7 @@ def simulate(
     time_steps: int,
     *,
     chunk: int | None = None,
+    early_exit: float | None = None,
     reference: nn.Module | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -66,13 +81,18 @@ def simulate(
 
     The answer after t steps is the mean output so far, :math:`\frac1t\sum_{s\le t} o(s)`. State is
     reset before every batch and after the last. Steps run in chunks, so memory does not grow with
-    T, and what comes before the first neuron is computed once per batch.
+    T, and what comes before the first neuron is computed once per batch. In the processes of a
+    ``torchrun``, each simulates its own batches and all return the result over all of them.
 
     Args:
         snn: a converted network; other SpikingJelly networks run step by step.
         loader: batches ``(input, target)`` or inputs ``[N, ...]``.
         time_steps: T ≥ 1.
-        chunk: time steps per forward pass; ``None`` chooses from the batch size.
+        chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
+            a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
+        early_exit: a sample leaves at the end of a chunk once its confidence margin, the difference
+            of the two largest class probabilities, is at least this; it keeps its answer. See
+            :func:`sj_burst.fit_early_exit`. ``None`` for never.
         reference: the ANN, to record the output's error against it.
         device: where to run; ``None`` for where the network is.
         progress: show a progress bar.
@@ -81,7 +101,8 @@ def simulate(
         A :class:`SimulationResult`.
 
     Raises:
-        ValueError: if T or the chunk is below 1, or the loader is empty.
+        ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
+            that was not converted by ``sj_burst``, or the loader is empty.
         TypeError: for a loader that does not yield tensors or (input, target) tuples.
 
     Example:
@@ -94,63 +115,115 @@ def simulate(
         >>> simulate(snn, data, time_steps=4, progress=False).accuracy.shape
         torch.Size([4])
     """
-    for name, value in (("time_steps", time_steps), ("chunk", 1 if chunk is None else chunk)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}")
-    check_loader(loader) if not hasattr(loader, "__next__") else None
+    _check(snn, loader, time_steps, chunk, early_exit)
     device = torch.device(device) if device is not None else _device_of(snn)
     snn = snn.to(device)
     training = snn.training
     snn.eval()
-    totals = _Totals(time_steps)
+    totals, counter = _Totals(time_steps, early_exit), _SpikeCounter(snn, time_steps)
+    plan: _Plan | None = None
     try:
-        with _count_spikes(snn, time_steps) as counts:
-            for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
-                x = x.to(device)
-                wanted = None if reference is None else evaluate(reference.to(device), x)
-                for rows in _sub_batches(len(x), time_steps, device):
-                    part = None if target is None else target[rows].to(device)
-                    goal = None if wanted is None else wanted[rows]
-                    totals.add(_steps(snn, x[rows], time_steps, chunk, totals), part, goal)
+        for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
+            x = x.to(device)
+            plan = plan or _plan(snn, x, time_steps, chunk, early_exit)
+            wanted = None if reference is None else evaluate(reference.to(device), x)
+            for first in range(0, len(x), plan.samples):
+                rows = slice(first, first + plan.samples)
+                counter.restart()
+                totals.add(
+                    _Run(snn, x[rows], time_steps, plan.chunk),
+                    None if target is None else target[rows].to(device),
+                    None if wanted is None else wanted[rows],
+                )
     finally:
+        counter.remove()
         reset_net(snn)
         snn.train(training)
-    return totals.result(counts)
+    return totals.result(counter.spikes)
 
 
-def _steps(
-    snn: nn.Module, x: Tensor, time_steps: int, chunk: int | None, totals: "_Totals"
-) -> Iterator[Tensor]:
-    """Outputs of one batch, step after step."""
-    reset_net(snn)
-    start = time.perf_counter()
-    if not isinstance(snn, SpikingNetwork):
-        for _ in range(time_steps):
-            out = snn(x)
-            totals.seconds += time.perf_counter() - start
-            yield out
-            start = time.perf_counter()
-        return
-    size = chunk or _chunk_size(len(x), time_steps)
-    for first in range(0, time_steps, size):
-        out_seq = snn.hold(x, min(size, time_steps - first))
-        totals.seconds += time.perf_counter() - start
-        yield from out_seq
-        start = time.perf_counter()
+def _check(
+    snn: nn.Module, loader: Any, time_steps: object, chunk: object, early_exit: float | None
+) -> None:
+    for name, value in (("time_steps", time_steps), ("chunk", 1 if chunk is None else chunk)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}")
+    if early_exit is not None:
+        if not 0 <= early_exit <= 1:
+            raise ValueError(f"early_exit is a difference of probabilities in [0, 1], got {early_exit}")
+        if not isinstance(snn, SpikingNetwork):
+            raise ValueError(
+                f"early_exit needs a network converted with BurstRecipe, got {type(snn).__name__}; "
+                "leave it out"
+            )
+    if not hasattr(loader, "__next__"):  # it is read only once here
+        check_loader(loader)
+
+
+class _Plan(NamedTuple):
+    """How many samples run at a time, and how many steps."""
+
+    samples: int
+    chunk: int
 
 
 ROWS_ON_CPU = 128  # folded rows (steps × samples) that keep a layer's activations in cache
-ROWS_ON_GPU = 4096
+STEPS_ON_CPU = 8
+ROWS_ON_GPU = 16384  # more rows are no faster
 
 
-def _chunk_size(samples: int, time_steps: int) -> int:
-    return max(1, min(time_steps, ROWS_ON_GPU // samples))
+def _plan(
+    snn: nn.Module, x: Tensor, time_steps: int, chunk: int | None, early_exit: float | None
+) -> _Plan:
+    if not isinstance(snn, SpikingNetwork):
+        return _Plan(len(x), 1)
+    chunk = 1 if chunk is None and early_exit is not None else chunk
+    if x.device.type == "cpu":
+        chunk = chunk or min(time_steps, STEPS_ON_CPU)
+        return _Plan(max(1, ROWS_ON_CPU // min(chunk, STEPS_ON_CPU)), chunk)
+    rows = ROWS_ON_GPU
+    if x.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(x.device)
+        rows = min(rows, int(free / 4 / _bytes_per_row(snn, x[:1])))
+    samples = max(1, min(len(x), rows))
+    return _Plan(samples, chunk or max(1, min(time_steps, rows // samples)))
 
 
-def _sub_batches(samples: int, time_steps: int, device: torch.device) -> list[slice]:
-    """On a CPU, sub-batches of about ``ROWS_ON_CPU`` folded rows; elsewhere the whole batch."""
-    size = samples if device.type != "cpu" else max(1, ROWS_ON_CPU // min(time_steps, 8))
-    return [slice(i, min(i + size, samples)) for i in range(0, samples, size)]
+def _bytes_per_row(snn: SpikingNetwork, x: Tensor) -> int:
+    """What one sample needs in one step: the largest values that exist side by side."""
+    reset_net(snn)
+    with snn.window(Window(1, len(x))):
+        values = record(snn.graph, x).values()
+    sizes = sorted(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    return max(1, sum(sizes[-4:]))
+
+
+class _Run:
+    """The outputs of one batch, chunk after chunk, from a fresh state."""
+
+    def __init__(self, snn: nn.Module, x: Tensor, time_steps: int, chunk: int) -> None:
+        self.snn, self.x, self.time_steps, self.chunk = snn, x, time_steps, chunk
+        self.seconds = 0.0
+        self.shown: Presentation | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        reset_net(self.snn)
+        for first in range(0, self.time_steps, self.chunk):
+            start = time.perf_counter()
+            out_seq = self._run(min(self.chunk, self.time_steps - first))
+            self.seconds += time.perf_counter() - start
+            yield out_seq
+
+    def _run(self, steps: int) -> Tensor:
+        if not isinstance(self.snn, SpikingNetwork):
+            return torch.stack([self.snn(self.x) for _ in range(steps)])
+        if self.shown is None:
+            self.shown = self.snn.present(self.x)
+        return self.shown.run(steps)
+
+    def keep(self, samples: Tensor) -> None:
+        assert self.shown is not None
+        self.shown.keep(samples)
 
 
 def _device_of(net: nn.Module) -> torch.device:
@@ -158,37 +231,43 @@ def _device_of(net: nn.Module) -> torch.device:
     return tensor.device
 
 
-@contextmanager
-def _count_spikes(snn: nn.Module, time_steps: int) -> Iterator[dict[str, Tensor]]:
-    """Sum the spikes of every burst neuron layer for each step while the context is open."""
-    layers = snn.neurons() if isinstance(snn, SpikingNetwork) else neurons(snn)
-    counts = {name: torch.zeros(time_steps, dtype=torch.float64) for name in layers}
-    handles = []
-    for name, node in layers.items():
-        position = {"step": 0}
+class _SpikeCounter:
+    """Sums the spikes of every layer of neurons, ours or SpikingJelly's, for each step."""
 
-        def count(
-            node: BurstIFNode,
-            inputs: tuple[Tensor, ...],
-            y: Tensor,
-            name: str = name,
-            position: dict[str, int] = position,
-        ) -> None:
-            per_step = spikes_per_step(node, y).cpu()
-            if position["step"] >= time_steps:
-                position["step"] = 0
-            first = position["step"]
-            counts[name][first : first + len(per_step)] += per_step
-            position["step"] = first + len(per_step)
+    def __init__(self, snn: nn.Module, time_steps: int) -> None:
+        net = snn.graph if isinstance(snn, SpikingNetwork) else snn
+        layers = {
+            name: module
+            for name, module in net.named_modules()
+            if isinstance(module, BurstIFNode | neuron.BaseNode)
+        }
+        self.spikes = {name: torch.zeros(time_steps, dtype=torch.float64) for name in layers}
+        self.positions: dict[str, int] = {}
+        self.nodes = [node for node in layers.values() if isinstance(node, BurstIFNode)]
+        for node in self.nodes:
+            node.count_spikes = True
+        self.handles = [
+            node.register_forward_hook(partial(self._count, name)) for name, node in layers.items()
+        ]
 
-        handles.append(node.register_forward_hook(count))
-        node.count_spikes = True
-    try:
-        yield counts
-    finally:
-        for handle in handles:
+    def restart(self) -> None:
+        """A batch begins."""
+        self.positions = dict.fromkeys(self.spikes, 0)
+
+    def _count(self, name: str, node: nn.Module, _: object, y: Tensor) -> None:
+        if isinstance(node, BurstIFNode):
+            per_step = spikes_per_step(node, y)
+        else:
+            per_step = y.count_nonzero().unsqueeze(0)
+        first = self.positions[name]
+        self.spikes[name][first : first + len(per_step)] += per_step.cpu()
+        self.positions[name] = first + len(per_step)
+
+    def remove(self) -> None:
+        """Leave the network as it was."""
+        for handle in self.handles:
             handle.remove()
-        for node in neurons(snn).values():
+        for node in self.nodes:
             node.count_spikes = False
 
 
@@ -214,40 +293,111 @@ def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
 class _Totals:
     """Sums over samples, for each step."""
 
-    def __init__(self, time_steps: int) -> None:
-        self.time_steps = time_steps
+    def __init__(self, time_steps: int, early_exit: float | None) -> None:
+        self.time_steps, self.early_exit = time_steps, early_exit
         self.correct = torch.zeros(time_steps, dtype=torch.float64)
         self.squares = torch.zeros(time_steps, dtype=torch.float64)
-        self.reference = 0.0
+        self.reference = torch.zeros((), dtype=torch.float64)
         self.with_target = self.with_reference = False
         self.outputs: list[Tensor] = []
-        self.samples = 0
+        self.exits: list[Tensor] = []
         self.seconds = 0.0
 
-    def add(self, steps: Iterator[Tensor], target: Tensor | None, wanted: Tensor | None) -> None:
-        total: Tensor | None = None
-        classes = target is not None and not target.is_floating_point()
-        for t, out in enumerate(steps):
-            total = out.clone() if total is None else total.add_(out)
-            if target is not None and classes:
-                self.correct[t] += (total.argmax(1) == target).double().mean().cpu() * len(target)
-            if wanted is not None:
-                self.squares[t] += (total / (t + 1) - wanted).double().square().sum().cpu()
-        assert total is not None
-        self.with_target |= classes
+    def add(self, run: _Run, target: Tensor | None, wanted: Tensor | None) -> None:
+        """Follow one batch through its steps."""
+        batch = _Answers(len(run.x), self.time_steps, target, wanted)
+        for out_seq in run:
+            for out in out_seq:
+                batch.step(out)
+            if self.early_exit is None or batch.steps == self.time_steps:
+                continue
+            stay = confidence_margin(batch.mean()) < self.early_exit
+            if not stay.all():
+                batch.keep(stay)
+                if not stay.any():
+                    break
+                run.keep(stay)
+        batch.keep(torch.zeros_like(batch.active, dtype=torch.bool))
+        self.correct += batch.per_step(batch.hits)
+        self.squares += batch.per_step(batch.errors)
+        self.with_target |= batch.classes
         if wanted is not None:
             self.with_reference = True
-            self.reference += wanted.double().square().sum().item()
-        self.outputs.append((total / self.time_steps).cpu())
-        self.samples += len(total)
+            self.reference += wanted.float().square().sum().double().cpu()
+        self.outputs.append(batch.output.cpu())
+        self.exits.append(batch.exits.cpu())
+        self.seconds += run.seconds
 
     def result(self, spikes: dict[str, Tensor]) -> SimulationResult:
-        error = (self.squares / max(self.reference, 1e-300)).sqrt()
+        """The means, over all processes."""
+        exits = torch.cat(self.exits)
+        samples = int(distributed.total(torch.tensor(len(exits))))
+        correct, squares = distributed.total(self.correct), distributed.total(self.squares)
+        error = (squares / distributed.total(self.reference).clamp_min(1e-300)).sqrt()
         return SimulationResult(
-            accuracy=(self.correct / self.samples).float() if self.with_target else None,
+            accuracy=(correct / samples).float() if self.with_target else None,
             error=error.float() if self.with_reference else None,
             output=torch.cat(self.outputs),
-            spikes={name: (count / self.samples).float() for name, count in spikes.items()},
-            samples=self.samples,
+            spikes={
+                name: (distributed.total(count) / samples).float() for name, count in spikes.items()
+            },
+            samples=samples,
             seconds=self.seconds,
+            exit_steps=exits,
         )
+
+
+class _Answers:
+    """What the samples of one batch answer after every step; who has left keeps the last answer."""
+
+    def __init__(
+        self, samples: int, time_steps: int, target: Tensor | None, wanted: Tensor | None
+    ) -> None:
+        self.time_steps, self.target, self.wanted = time_steps, target, wanted
+        self.classes = target is not None and not target.is_floating_point()
+        self.steps = 0
+        self.samples = samples
+        self.active = torch.arange(samples)
+        self.exits = torch.full((samples,), time_steps)
+        self.hits: list[Tensor] = []  # [samples] after every step
+        self.errors: list[Tensor] = []
+        self.total = self.output = torch.empty(0)
+
+    def step(self, out: Tensor) -> None:
+        """Take the output of the samples that are still there."""
+        if self.steps == 0:
+            self.total = torch.zeros_like(out)
+            self.output = torch.zeros_like(out)
+            self.active, self.exits = self.active.to(out.device), self.exits.to(out.device)
+        self.total = self.total + out
+        self.steps += 1
+        if self.classes:
+            assert self.target is not None
+            hit = (self.total.argmax(1) == self.target[self.active]).float()
+            self._record(self.hits, hit.flatten(1).mean(1) if hit.dim() > 1 else hit)
+        if self.wanted is not None:
+            difference = (self.mean() - self.wanted[self.active]).float()
+            self._record(self.errors, difference.flatten(1).square().sum(1))
+
+    def _record(self, history: list[Tensor], values: Tensor) -> None:
+        now = history[-1].clone() if history else values.new_zeros(self.samples)
+        now[self.active] = values
+        history.append(now)
+
+    def mean(self) -> Tensor:
+        """The answer so far of the samples that are still there."""
+        return self.total / self.steps
+
+    def keep(self, stay: Tensor) -> None:
+        """The others leave with their answer."""
+        gone = self.active[~stay]
+        self.output[gone] = self.mean()[~stay]
+        self.exits[gone] = self.steps
+        self.total, self.active = self.total[stay], self.active[stay]
+
+    def per_step(self, history: list[Tensor]) -> Tensor:
+        """Sum over the samples after every step ``[T]``."""
+        if not history:
+            return torch.zeros(self.time_steps, dtype=torch.float64)
+        history = history + [history[-1]] * (self.time_steps - len(history))
+        return torch.stack(history).sum(1).double().cpu()

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from . import distributed
 from .transfer import Transfer
 
 __all__ = [
@@ -77,8 +77,12 @@ class ActivationStatistics:
         self._count(a)
 
     def _widen(self, maximum: Tensor) -> None:
-        """Double the range of each channel, merging pairs of bins, until ``maximum`` fits."""
-        self.range = torch.where(self.range > 0, self.range, maximum)
+        """Double the range of each channel, merging pairs of bins, until ``maximum`` fits.
+
+        Ranges are powers of two, so that the bins of any two histograms can be brought together.
+        """
+        needed = torch.where(maximum > 0, maximum.log2().ceil().exp2(), maximum)
+        self.range = torch.where(self.range > 0, self.range, needed)
         while (narrow := self.range < maximum).any():
             merged = self.histogram[narrow].unflatten(1, (-1, 2)).sum(-1)
             self.histogram[narrow] = torch.nn.functional.pad(merged, (0, self.BINS // 2))
@@ -113,19 +117,15 @@ class ActivationStatistics:
         return (self._square / self.samples - self.mean.square()).clamp_min(0).sqrt()
 
     def all_reduce(self) -> None:
-        """Merge the statistics of all processes of the default ``torch.distributed`` group."""
-        maximum = self.maximum.clone()
-        dist.all_reduce(maximum, dist.ReduceOp.MAX)
-        # Ranges of two processes differ by any factor: move the counts to the common range.
-        counts = torch.zeros_like(self.histogram)
-        common = torch.where(maximum > 0, maximum, torch.ones_like(maximum))
-        index = (self.centres / common.unsqueeze(1) * self.BINS).long().clamp_(max=self.BINS - 1)
-        counts.scatter_add_(1, index, self.histogram)
-        samples = torch.tensor([float(self.samples)], device=maximum.device, dtype=torch.float64)
-        for tensor in (counts, self._sum, self._square, samples):
-            dist.all_reduce(tensor)
-        self.maximum, self.range, self.histogram = maximum, maximum.clone(), counts
-        self.samples = int(samples)
+        """Merge the statistics of all processes of the default ``torch.distributed`` group.
+
+        Bins and maxima come out as if one process had seen everything.
+        """
+        self.maximum = distributed.maximum(self.maximum)
+        self._widen(torch.maximum(distributed.maximum(self.range), self.maximum))
+        self.histogram = distributed.total(self.histogram)
+        self._sum, self._square = distributed.total(self._sum), distributed.total(self._square)
+        self.samples = int(distributed.total(torch.tensor(self.samples)))
 
 
 def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:

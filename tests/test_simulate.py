@@ -1,6 +1,6 @@
 import pytest
 import torch
-from spikingjelly.activation_based import ann2snn, functional
+from spikingjelly.activation_based import ann2snn, functional, neuron
 from torch import nn
 
 from sj_burst import plot, simulate
@@ -61,6 +61,55 @@ def test_spikes_equal_a_brute_force_count(convert):
     assert result.total_spikes[-1] == pytest.approx(
         sum(c.sum().item() for c in counts.values()), rel=1e-4
     )
+
+
+def test_spikes_of_spikingjelly_neurons_are_counted():
+    recipe = ann2snn.RateCodingRecipe([(X, Y)], mode="max")
+    snn = ann2snn.Converter(recipe).convert(vgg())
+    result = simulate(snn, [X], 3, progress=False)
+    count = 0
+    for node in snn.modules():
+        if isinstance(node, neuron.BaseNode):
+
+            def hook(_, __, y):
+                nonlocal count
+                count += y.sum().item()
+
+            node.register_forward_hook(hook)
+    with torch.no_grad():
+        for _ in range(3):
+            snn(X)
+    functional.reset_net(snn)
+    assert count > 0
+    assert result.total_spikes[-1] == pytest.approx(count / len(X), rel=1e-4)
+
+
+def test_layers_before_the_first_neuron_run_once(convert):
+    snn = convert(vgg(), [X])
+    calls = []
+    first = next(m for m in snn.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_hook(lambda _, x, __: calls.append(len(x[0])))
+    simulate(snn, [X], 16, chunk=2, progress=False)
+    assert sum(calls) == len(X)
+
+
+def test_memory_does_not_grow_with_time(convert):
+    """The largest tensor that any layer returns is the same at T = 16 and T = 128."""
+    snn = convert(vgg(), [X], time_steps=4)
+    largest = 0
+
+    def hook(_, __, y):
+        nonlocal largest
+        largest = max(largest, y.numel())
+
+    for module in snn.graph.modules():
+        module.register_forward_hook(hook)
+    sizes = []
+    for steps in (16, 128):
+        largest = 0
+        simulate(snn, [X], steps, progress=False)
+        sizes.append(largest)
+    assert sizes[0] == sizes[1] > 0
 
 
 def test_error_against_the_ann_falls(convert):

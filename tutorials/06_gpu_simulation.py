@@ -16,27 +16,13 @@ import matplotlib.pyplot as plt
 import torch
 from common import parser, save
 from matplotlib.figure import Figure
-from networks import small_vgg
+from networks import small_vgg, vgg16
 from spikingjelly.activation_based import ann2snn
 from spikingjelly.activation_based.functional import reset_net
-from torch import Tensor, nn
+from torch import Tensor
 
 import sj_burst
 from sj_burst.backends import INSTALLED
-
-
-def vgg16() -> nn.Sequential:
-    """VGG-16 for 32×32 colour images."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        for _ in range(repeats):
-            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
-
 
 NETWORKS = {"small": (small_vgg, (1, 28, 28)), "vgg16": (vgg16, (3, 32, 32))}
 

@@ -1,121 +1,239 @@
-"""Tables of accuracy for a network and its settings, over draws of the calibration images.
+r"""Accuracy, spikes and time of every setting on a network of your choice, one table a command.
 
-    python tutorials/08_benchmark.py                       # the quickstart VGG, Fashion-MNIST
-    python tutorials/08_benchmark.py --network resnet20 --cifar IMAGES.npz --weights STATE.pt
+    python tutorials/08_benchmark.py                             # the quickstart VGG and its data
+    python tutorials/08_benchmark.py --network resnet --epochs 8 --data FOLDER_OF_IDX_FILES
+    python tutorials/08_benchmark.py --network resnet20 --weights STATE.pt \
+        --dataset cifar10-jpeg --data IMAGES.npz --draws 3
+    python tutorials/08_benchmark.py --network resnet18 --weights DEFAULT \
+        --dataset folder --data IMAGENET
 
-The CIFAR ResNet-20 wants a state dict of github.com/akamaster/pytorch_resnet_cifar10 and a file of JPEG
-images with the arrays train_jpeg, train_end and train_label, and test_ likewise. Every row is
-converted once per draw of calibration images from the training split; the table shows mean ± standard
-deviation of accuracy (percent) over the draws, and spikes per image. Written to figures/ as CSV.
+A network without --weights is trained first, and kept under runs/. Each setting is converted once for
+each draw of calibration images from the training split (and for each T that it can be fitted for), and
+run on the test split. Rows are appended to figures/08_NETWORK_DATASET.csv as they are found, and rows
+that stand there are not measured again, so an interrupted run goes on where it stopped; the table of
+means ± standard deviations over draws is written beside it as Markdown.
 """
 
 import argparse
 import csv
-import io
+import os
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from common import accuracy, batched, fashion_mnist, parser, quickstart_network
-from networks import CifarResNet
-from PIL import Image
+from common import RUNS, accuracy, parser, train
+from loaders import DATASETS
+from networks import make
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import sj_burst
 
-# Label, T, and the options that differ from the defaults.
-ROWS: list[tuple[str, int, dict[str, object]]] = [
-    ("default", 4, {"max_spikes": 15}),
-    ("default", 4, {"max_spikes": 4}),
-    ("default", 8, {"max_spikes": 1}),
-    ("light", 4, {"max_spikes": 4, "calibration": "light"}),
-    ("advanced", 2, {"max_spikes": 15, "calibration": "advanced"}),
-    ("advanced", 4, {"max_spikes": 4, "calibration": "advanced"}),
-    ("advanced", 4, {"max_spikes": 1, "calibration": "advanced"}),
-    (
-        *("advanced, 1000 images", 4),
-        {"max_spikes": 1, "calibration": "advanced", "calibration_images": 1000},
+STEPS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Setting(NamedTuple):
+    """A row of the table: how to convert, and whether the conversion depends on T."""
+
+    label: str
+    max_spikes: int
+    recipe: Callable[[Any, int], ann2snn.FXConversionRecipe]
+    fitted: bool = True
+
+
+def _ours(label: str, **options: Any) -> Setting:
+    def recipe(loader: Any, steps: int) -> sj_burst.BurstRecipe:
+        return sj_burst.BurstRecipe(loader, time_steps=steps, **options)
+
+    return Setting(label, options["max_spikes"], recipe)
+
+
+def _preset(name: str, fitted: bool) -> Setting:
+    def recipe(loader: Any, steps: int) -> sj_burst.BurstRecipe:
+        return sj_burst.BurstRecipe.preset(name, loader, time_steps=steps)
+
+    return Setting(f"preset {name}", sj_burst.PRESETS[name]["max_spikes"], recipe, fitted)
+
+
+def _spikingjelly(label: str, **options: Any) -> Setting:
+    def recipe(loader: Any, _: int) -> ann2snn.FXConversionRecipe:
+        return ann2snn.RateCodingRecipe(loader, **options)
+
+    return Setting(f"SpikingJelly {label}", 1, recipe, fitted=False)
+
+
+def _balanced(loader: Any, _: int) -> ann2snn.FXConversionRecipe:
+    return ann2snn.LocalThresholdBalancingRecipe(loader)
+
+
+SETTINGS = [
+    _spikingjelly("max", mode="max"),
+    _spikingjelly("99.9%", mode="99.9%"),
+    _spikingjelly("99.9%, channel-wise", mode="99.9%", channel_wise=True),
+    Setting("SpikingJelly local threshold balancing", 1, _balanced, fitted=False),
+    _preset("diehl2015", fitted=False),
+    _preset("burst", fitted=False),
+    _preset("spicalib", fitted=False),
+    _preset("opi", fitted=False),
+    _preset("ic_snn", fitted=True),
+    _preset("rts", fitted=True),
+    _preset("calibration_light", fitted=True),
+    _preset("calibration_advanced", fitted=True),
+    *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
+    *(
+        _ours(f"sj_burst, Γ={gamma}, advanced", max_spikes=gamma, calibration="advanced")
+        for gamma in (1, 4, 15)
     ),
-    ("advanced", 8, {"max_spikes": 1, "calibration": "advanced"}),
-    ("advanced", 16, {"max_spikes": 1, "calibration": "advanced"}),
 ]
 
 
-def cifar10(path: Path, split: str, count: int, skip: int = 0) -> tuple[Tensor, Tensor]:
-    """Images normalised by ImageNet's mean and standard deviation, and labels."""
-    file = np.load(path)
-    data, ends, labels = (file[f"{split}_{name}"] for name in ("jpeg", "end", "label"))
-    starts = np.concatenate([[0], ends[:-1]])
-    images = [
-        np.asarray(Image.open(io.BytesIO(data[starts[i] : ends[i]].tobytes())))
-        for i in range(skip, min(skip + count, len(ends)))
-    ]
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    return x, torch.from_numpy(labels[skip : skip + len(x)].astype(np.int64))
+def trained_network(args: argparse.Namespace, training: "Dataset[Any]", classes: int) -> nn.Module:
+    """The network with the weights asked for, trained if there are none."""
+    if args.weights == "DEFAULT":
+        from torchvision import models
+
+        return models.get_model(args.network, weights="DEFAULT").eval()
+    net = make(args.network, classes)
+    count = min(args.train_images or len(training), len(training))  # type: ignore[arg-type]
+    name = f"{args.network}_{args.dataset}_{count}images_epochs{args.epochs}_seed{args.seed}.pt"
+    path = Path(args.weights) if args.weights else RUNS / name
+    if not path.exists():
+        if args.weights:
+            raise SystemExit(f"--weights: there is no file {path}")
+        torch.manual_seed(args.seed)
+        net = make(args.network, classes)
+        images, labels = next(iter(DataLoader(Subset(training, range(count)), count)))
+        train(net, (images, labels), args.epochs, device=args.device, seed=args.seed)
+        RUNS.mkdir(exist_ok=True)
+        torch.save(net.state_dict(), path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return net.eval()
 
 
-def problem(args: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Network, training split, test split."""
-    if args.network == "vgg":
-        data = fashion_mnist(args.data)
-        return quickstart_network(args, data["train"]), data["train"], data["test"]
-    if not (args.cifar and args.weights):
-        raise SystemExit("--network resnet20 wants --cifar and --weights")
-    net = CifarResNet()
-    net.load_state_dict(torch.load(args.weights, weights_only=True))
-    return net.eval(), cifar10(args.cifar, "train", 5000), cifar10(args.cifar, "test", args.test_images)
+def draw(training: "Dataset[Any]", count: int, seed: int) -> DataLoader[Any]:
+    """Batches of calibration images."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(training)  # type: ignore[arg-type]
+    return DataLoader(Subset(training, torch.randperm(size, generator=generator)[:count].tolist()), 64)
+
+
+def measure(
+    setting: Setting, ann: nn.Module, loader: Any, test: Any, wanted: list[int], device: str
+) -> list[dict[str, Any]]:
+    """Accuracy, spikes and seconds at each T."""
+    rows = []
+    for steps in wanted if setting.fitted else [max(wanted)]:
+        recipe = setting.recipe(loader, steps)
+        snn = ann2snn.Converter(recipe, device=device).convert(ann)
+        result = sj_burst.simulate(snn, test, steps)
+        spikes: Tensor = result.total_spikes
+        for t in [steps] if setting.fitted else wanted:
+            rows.append(
+                {
+                    "T": t,
+                    "accuracy": f"{100 * result.accuracy[t - 1].item():.2f}",
+                    "spikes": f"{spikes[t - 1].item():.0f}" if len(spikes) else "",
+                    "seconds": f"{result.seconds * t / steps / result.samples:.3g}",
+                }
+            )
+    return rows
+
+
+KEY = ("setting", "T", "draw", "test_images", "calibration_images", "epochs", "seed")
+FIELDS = [*KEY, "ann", "accuracy", "spikes", "seconds"]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows found so far."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
+    """Mean ± standard deviation of accuracy over draws, and thousands of spikes, at each T."""
+    cells: dict[str, dict[int, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cells[row["setting"]][int(row["T"])].append(row)
+    head = "| | " + " | ".join(f"T = {t}" for t in steps) + " |\n| - |" + " - |" * len(steps)
+    accuracies, spikes = [f"{title}\n\nAccuracy (%)\n\n{head}"], [f"Spikes per image (×1000)\n\n{head}"]
+    for label, found in cells.items():
+        line, counts = [], []
+        for t in steps:
+            values = torch.tensor([float(row["accuracy"]) for row in found[t]])
+            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+            line.append(f"{values.mean():.2f}{spread}" if len(values) else "")
+            fired = [float(row["spikes"]) for row in found[t] if row["spikes"]]
+            counts.append(f"{sum(fired) / len(fired) / 1000:.1f}" if fired else "")
+        accuracies.append(f"| {label} | " + " | ".join(line) + " |")
+        spikes.append(f"| {label} | " + " | ".join(counts) + " |")
+    return "\n".join(accuracies) + "\n\n" + "\n".join(spikes) + "\n"
 
 
 def main() -> None:
     p = parser(__doc__)
-    p.add_argument("--network", choices=["vgg", "resnet20"], default="vgg")
-    p.add_argument("--cifar", type=Path, help="file of CIFAR-10 images")
-    p.add_argument("--weights", type=Path, help="state dict of the ResNet-20")
+    p.add_argument("--network", default="vgg", help="vgg, resnet, resnet20, vgg16, or of torchvision")
+    p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
+    p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
-    p.add_argument("--only", default="", help="rows whose label contains this")
+    p.add_argument("--only", nargs="*", default=[], help="settings whose label contains one of these")
+    p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
 
-    ann, train, test_split = problem(args)
-    test = batched(test_split, args.test_images)
-    ann.to(args.device)
-    ann_accuracy = 100 * accuracy(ann, test, args.device)
-    print(f"ANN {ann_accuracy:.2f} % of {sum(len(y) for _, y in test)} test images")
-    table = []
-    for label, steps, options in ROWS:
-        name = f"{label}, Γ={options['max_spikes']}, T={steps}"
-        if args.only not in name:
-            continue
-        found = []
-        for draw in range(args.draws):
-            order = torch.randperm(
-                len(train[0]), generator=torch.Generator().manual_seed(args.seed + draw)
-            )
-            images = train[0][order[: args.calibration_images]].split(100)
-            recipe = sj_burst.BurstRecipe(list(images), time_steps=steps, **options)
-            snn = ann2snn.Converter(recipe, device=args.device).convert(ann)
-            result = sj_burst.simulate(snn, test, steps)
-            found.append((100 * result.accuracy[-1].item(), result.total_spikes[-1].item()))
-        values = torch.tensor(found)
-        spread = values[:, 0].std().item() if len(found) > 1 else 0.0
-        mean, spikes = values.mean(0).tolist()
-        table.append(
-            [name, f"{mean:.2f}", f"{spread:.2f}", f"{ann_accuracy - mean:.2f}", f"{spikes:.0f}"]
-        )
-        print(
-            f"{name:28s} {mean:6.2f} ± {spread:4.2f}  "
-            f"drop {ann_accuracy - mean:5.2f}  spikes {spikes:9.0f}",
-            flush=True,
-        )
+    splits = DATASETS[args.dataset](args.data)
+    training, held = splits["train"], splits["test"]
+    count = min(args.test_images, len(held))  # type: ignore[arg-type]
+    test = DataLoader(Subset(held, range(count)), 100)
+    classes = len(getattr(training, "classes", range(10)))
+    ann = trained_network(args, training, classes).to(args.device)
+    ann_accuracy = 100 * accuracy(ann, list(test), args.device)
+    title = f"{args.network}, {args.dataset}: ANN {ann_accuracy:.2f} % of {count} test images"
+    print(title)
 
     args.figures.mkdir(parents=True, exist_ok=True)
-    with open(args.figures / f"08_{args.network}.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["setting", "accuracy", "spread", "drop", "spikes per image"])
-        writer.writerow(["ANN", f"{ann_accuracy:.2f}", "", "", ""])
-        writer.writerows(table)
+    path = args.figures / f"08_{args.network}_{args.dataset}.csv"
+    fixed = {
+        "test_images": count,
+        "calibration_images": args.calibration_images,
+        "epochs": 0 if args.weights else args.epochs,
+        "seed": args.seed,
+    }
+    chosen = [s for s in SETTINGS if not args.only or any(part in s.label for part in args.only)]
+    # SpikingJelly refuses functional ReLUs: its recipes are given the rewritten network.
+    rewritten = sj_burst.standardize(ann, next(iter(test))[0][:2].to(args.device))
+    for number in range(args.draws):
+        loader = draw(training, args.calibration_images, args.seed + number)
+        for setting in chosen:
+            key = {"setting": setting.label, "draw": number} | fixed
+            known = {tuple(row[k] for k in KEY) for row in read(path)}
+            wanted = [
+                t for t in args.time_steps if tuple(str((key | {"T": t})[k]) for k in KEY) not in known
+            ]
+            if not wanted:
+                continue
+            source = rewritten if setting.label.startswith("SpikingJelly") else ann
+            rows = measure(setting, source, loader, test, wanted, args.device)
+            append(path, [key | {"ann": f"{ann_accuracy:.2f}"} | row for row in rows])
+            found = "  ".join(f"T={row['T']}: {row['accuracy']}" for row in rows)
+            print(f"draw {number}  {setting.label:40s} {found}", flush=True)
+
+    rows = [r for r in read(path) if all(r[k] == str(v) for k, v in fixed.items())]
+    path.with_suffix(".md").write_text(markdown(rows, args.time_steps, title))
+    print(f"wrote {path.name} and {path.with_suffix('.md').name}")
 
 
 if __name__ == "__main__":

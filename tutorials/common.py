@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from loaders import fashion_mnist
 from networks import small_vgg
 from spikingjelly.logger import logger
 from torch import Tensor, nn
@@ -25,6 +24,19 @@ RUNS = HERE.parent / "runs"
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 logger.remove()  # SpikingJelly logs every conversion; the tutorials print their own results
+
+__all__ = [
+    "STEPS",
+    "Batches",
+    "accuracy",
+    "batched",
+    "fashion_mnist",
+    "parser",
+    "print_table",
+    "quickstart_network",
+    "save",
+    "train",
+]
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -43,39 +55,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     p.add_argument("--calibration-images", type=int, default=1000, help="of the training split")
     p.add_argument("--figures", type=Path, default=FIGURES, help="where figures are written")
     return p
-
-
-def _read_idx(folder: Path, name: str) -> np.ndarray:
-    path = next((p for p in sorted(folder.glob(f"{name}*")) if p.is_file()), None)
-    if path is None:
-        raise SystemExit(f"{folder} has no file {name}-idx…; --data wants Fashion-MNIST's IDX files")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    dims = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims)).reshape(dims)
-
-
-def fashion_mnist(folder: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """``train`` and ``test``: normalised images ``[N, 1, 28, 28]`` and labels.
-
-    Without a folder, the embedded subset: the first 10,000 training and 2,000 test images.
-    """
-    if folder is None:
-        arrays = dict(np.load(HERE / "data" / "fashion_mnist.npz"))
-    else:
-        root = Path(folder)
-        arrays = {
-            "train_images": _read_idx(root, "train-images"),
-            "train_labels": _read_idx(root, "train-labels"),
-            "test_images": _read_idx(root, "t10k-images"),
-            "test_labels": _read_idx(root, "t10k-labels"),
-        }
-    return {
-        split: (
-            (torch.from_numpy(arrays[f"{split}_images"].copy()).unsqueeze(1) / 255 - 0.286) / 0.353,
-            torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
-        )
-        for split in ("train", "test")
-    }
 
 
 def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 100) -> Batches:

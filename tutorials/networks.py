@@ -1,5 +1,7 @@
 """Networks that the tutorials train and convert."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,14 +36,20 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The classic CIFAR ResNet with functional ReLUs and a pooling size taken from the input."""
 
-    def __init__(self, blocks: int = 3, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
+    def __init__(
+        self,
+        blocks: int = 3,
+        widths: tuple[int, int, int] = (16, 32, 64),
+        inputs: int = 3,
+        classes: int = 10,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = self._layer(widths[0], widths[0], blocks, 1)
         self.layer2 = self._layer(widths[0], widths[1], blocks, 2)
         self.layer3 = self._layer(widths[1], widths[2], blocks, 2)
-        self.linear = nn.Linear(widths[2], 10)
+        self.linear = nn.Linear(widths[2], classes)
 
     @staticmethod
     def _layer(inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -69,3 +77,38 @@ def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Se
         channels = width
     layers += [nn.Flatten(), nn.Linear(64 * 3 * 3, 128), activation(), nn.Linear(128, classes)]
     return nn.Sequential(*layers)
+
+
+def vgg16(classes: int = 10) -> nn.Sequential:
+    """VGG-16 for 32×32 colour images."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(repeats):
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, classes))
+
+
+def small_resnet(classes: int = 10) -> CifarResNet:
+    """ResNet-14 of width 8, 16, 32 for 28×28 grey images."""
+    return CifarResNet(2, (8, 16, 32), inputs=1, classes=classes)
+
+
+def make(name: str, classes: int) -> nn.Module:
+    """An untrained network: one of ours, or one of torchvision's."""
+    ours: dict[str, Any] = {
+        "vgg": small_vgg,
+        "resnet": small_resnet,
+        "resnet20": lambda classes: CifarResNet(classes=classes),
+        "vgg16": vgg16,
+    }
+    if name in ours:
+        return ours[name](classes)
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise SystemExit(f"--network must be one of {list(ours)} or a torchvision model, got {name!r}")
+    return models.get_model(name, num_classes=classes)

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from ..temporal import TemporalModule
 from .trace import depends_on_input, record
 
-__all__ = ["Hold", "hold_constants"]
+__all__ = ["Hold", "constant_nodes", "hold_constants"]
 
 
 class Hold(TemporalModule):
@@ -83,3 +83,8 @@ def _varying(gm: fx.GraphModule) -> set[fx.Node]:
         if fires or found.intersection(node.all_input_nodes):
             found.add(node)
     return found
+
+
+def constant_nodes(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose value does not change from step to step while the input is held."""
+    return {n for n in gm.graph.nodes if n.op != "output"} - _varying(gm)

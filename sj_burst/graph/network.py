@@ -1,5 +1,7 @@
 """The spiking network: a graph that knows how to fold time into the batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from spikingjelly.activation_based import base
@@ -7,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..neuron import BurstIFNode
 from ..temporal import TemporalModule, Window
+from .presentation import Presentation
 
 __all__ = ["SpikingNetwork"]
 
@@ -56,13 +59,23 @@ class SpikingNetwork(nn.Module, base.StepModule):
         """
         return self._run(x, Window(time_steps, len(x)))
 
+    def present(self, x: Tensor) -> Presentation:
+        """Hold ``x`` for as many steps, in as many parts, as :class:`Presentation` is asked for."""
+        return Presentation(self, x)
+
     def _run(self, x: Tensor, window: Window) -> Tensor:
+        with self.window(window):
+            return self.graph(x).unflatten(0, window)
+
+    @contextmanager
+    def window(self, window: Window) -> Iterator[None]:
+        """While open, the stateful modules unfold ``window`` from the batch of ``self.graph``."""
         modules = self.temporal_modules()
         modes = [module.step_mode for module in modules]
         try:
             for module in modules:
                 module.window, module.step_mode = window, "m"
-            return self.graph(x).unflatten(0, window)
+            yield
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.window, module.step_mode = None, mode

@@ -1,0 +1,125 @@
+"""Data sets of the tutorials, each as a training and a test split of torch datasets."""
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+HERE = Path(__file__).resolve().parent
+Splits = dict[str, "Dataset[tuple[Tensor, int]]"]
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """An array from an IDX file, plain or gzipped."""
+    path = next((p for p in sorted(folder.glob(f"{name}*")) if p.is_file()), None)
+    if path is None:
+        raise SystemExit(f"{folder} has no file {name}-idx…; --data wants Fashion-MNIST's IDX files")
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dims = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims)).reshape(dims)
+
+
+def fashion_mnist(folder: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """``train`` and ``test``: normalised images ``[N, 1, 28, 28]`` and labels.
+
+    Without a folder, the embedded subset: the first 10,000 training and 2,000 test images.
+    """
+    if folder is None:
+        arrays = dict(np.load(HERE / "data" / "fashion_mnist.npz"))
+    else:
+        root = Path(folder)
+        arrays = {
+            "train_images": read_idx(root, "train-images"),
+            "train_labels": read_idx(root, "train-labels"),
+            "test_images": read_idx(root, "t10k-images"),
+            "test_labels": read_idx(root, "t10k-labels"),
+        }
+    return {
+        split: (
+            (torch.from_numpy(arrays[f"{split}_images"].copy()).unsqueeze(1) / 255 - 0.286) / 0.353,
+            torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
+        )
+        for split in ("train", "test")
+    }
+
+
+def _idx(root: str | None) -> Splits:
+    return {split: TensorDataset(*data) for split, data in fashion_mnist(root).items()}
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation
+
+
+def _cifar10_jpeg(path: str | None) -> Splits:
+    """One file with the arrays train_jpeg (bytes), train_end (offsets), train_label; test_ likewise."""
+    from PIL import Image
+
+    file = np.load(_needed(path, "a file of JPEG images"))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    splits: Splits = {}
+    for split in ("train", "test"):
+        data, ends, labels = (file[f"{split}_{name}"] for name in ("jpeg", "end", "label"))
+        starts = np.concatenate([[0], ends[:-1]])
+        pixels = np.stack(
+            [
+                np.asarray(Image.open(io.BytesIO(data[start:end].tobytes())))
+                for start, end in zip(starts, ends, strict=True)
+            ]
+        )
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        splits[split] = TensorDataset(x, torch.from_numpy(labels.astype(np.int64)))
+    return splits
+
+
+def _cifar(name: str) -> Callable[[str | None], Splits]:
+    def load(root: str | None) -> Splits:
+        from torchvision import datasets, transforms
+
+        to_input = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
+        make = getattr(datasets, name)
+        root = _needed(root, "a folder to download to")
+        return {
+            split: make(root, train=split == "train", transform=to_input, download=True)
+            for split in ("train", "test")
+        }
+
+    return load
+
+
+def _folder(root: str | None) -> Splits:
+    """A folder with ``train/<class>/`` and ``val/<class>/``, as ImageNet is usually kept."""
+    from torchvision import datasets, transforms
+
+    to_input = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(*IMAGENET),
+        ]
+    )
+    parts = {"train": "train", "test": "val"}
+    return {
+        split: datasets.ImageFolder(Path(_needed(root, "a folder")) / part, to_input)
+        for split, part in parts.items()
+    }
+
+
+def _needed(root: str | None, what: str) -> str:
+    if root is None:
+        raise SystemExit(f"this data set wants --data: {what}")
+    return root
+
+
+DATASETS: dict[str, Callable[[str | None], Splits]] = {
+    "fashion-mnist": _idx,
+    "cifar10-jpeg": _cifar10_jpeg,
+    "cifar10": _cifar("CIFAR10"),
+    "cifar100": _cifar("CIFAR100"),
+    "folder": _folder,
+}
