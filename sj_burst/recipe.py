@@ -82,8 +82,8 @@ class Options:
     coding: str = "direct"
     inactivated_spikes: str = "signed"
     allowance: int = 64
-    calibration: str = "none"
-    calibration_images: int = 512
+    calibration: str = "advanced"
+    calibration_images: int = 256
 
     def __post_init__(self) -> None:
         for name, least in (("time_steps", 1), ("calibration_images", 1), ("allowance", 0)):
@@ -163,7 +163,11 @@ _SWEEP_BYTES = 2**30  # of one layer's activations; a handful of layers are held
 
 # Published settings: options that differ from the defaults, by the paper they come from.
 _PLAIN: dict[str, Any] = dict(
-    max_spikes=1, channel_wise=False, potential="zero", inactivated_spikes="allow"
+    max_spikes=1,
+    channel_wise=False,
+    potential="zero",
+    inactivated_spikes="allow",
+    calibration="none",
 )
 PRESETS: dict[str, dict[str, Any]] = {
     # Diehl et al., IJCNN 2015: normalisation by the maximum activation.

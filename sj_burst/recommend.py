@@ -15,7 +15,7 @@ from .simulate import simulate
 
 __all__ = ["SETTINGS", "Recommendation", "Trial", "recommend"]
 
-# (T, Γ), cheapest first: spikes grow with the number of levels ΓT, and latency with T.
+# (T, Γ), in the order of the spikes that they spend on the networks of the tutorials.
 SETTINGS: tuple[tuple[int, int], ...] = (
     *((2, 1), (4, 1), (2, 4), (8, 1), (4, 4), (16, 1)),
     *((2, 15), (8, 4), (32, 1), (4, 15), (16, 4), (8, 15)),
@@ -71,9 +71,9 @@ def recommend(
 ) -> Recommendation:
     """Try a small set of settings on held-back training data, cheapest first.
 
-    The settings are ``SETTINGS`` with T ≤ ``max_time_steps``, all other options at their defaults
-    with advanced calibration. Half of the images calibrate, the other half measure; the search
-    stops at the first setting within ``max_drop``, because every later one spends more spikes.
+    The settings are ``SETTINGS`` with T ≤ ``max_time_steps``, all other options at their defaults.
+    Half of the images calibrate, the other half measure; the search stops at the first setting within
+    ``max_drop``, because the later ones spend more spikes.
     Without targets, the drop is the share of samples that the ANN and the SNN classify differently.
 
     Args:
@@ -105,7 +105,6 @@ def recommend(
     calibration, held_back = _split(ann, loader, images)
     correct = sum(int((evaluate(ann, x).argmax(1) == y).sum()) for x, y in held_back)
     ann_accuracy = correct / sum(len(y) for _, y in held_back)
-    options = {"calibration": "advanced"} | options
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:
         setting: dict[str, Any] = {

@@ -51,7 +51,8 @@ def test_data_potential_removes_the_mean_error(convert):
     ann, x = resnet(), torch.cat(IMAGES)
     errors = {}
     for potential in ("half", "data"):
-        snn = convert(ann, IMAGES, time_steps=4, max_spikes=4, potential=potential)
+        options = {"time_steps": 4, "max_spikes": 4, "calibration": "none"}
+        snn = convert(ann, IMAGES, potential=potential, **options)
         errors[potential] = sum(
             (a - rate).mean((0, 2, 3)).norm().item() for rate, a in layer_means(snn, ann, x, 4).values()
         )
@@ -111,7 +112,7 @@ def test_refit_is_the_ridge_solution(module):
 def test_residual_branches_are_part_of_the_fit(convert):
     """The second convolution of a block is refitted although a shortcut joins before its neuron."""
     ann = resnet()
-    none = convert(ann, IMAGES, time_steps=4)
+    none = convert(ann, IMAGES, time_steps=4, calibration="none")
     advanced = convert(ann, IMAGES, time_steps=4, calibration="advanced")
     for name in ("layer1.0.conv2", "layer2.0.conv2", "linear"):
         a, b = none.graph.get_submodule(name), advanced.graph.get_submodule(name)

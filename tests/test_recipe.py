@@ -81,7 +81,8 @@ def test_relu6_saturates_exactly(convert):
     nn.init.ones_(ann[0].weight)
     nn.init.zeros_(ann[0].bias)
     nn.init.ones_(ann[2].weight)
-    snn = convert(ann, [torch.linspace(-10, 30, 64).unsqueeze(1)], time_steps=4, max_spikes=3)
+    images = [torch.linspace(-10, 30, 64).unsqueeze(1)]
+    snn = convert(ann, images, time_steps=4, max_spikes=3, calibration="none")
     with torch.no_grad():
         assert snn.hold(torch.tensor([[50.0]]), 4).mean().item() == pytest.approx(6.0, rel=1e-5)
 

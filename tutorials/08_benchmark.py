@@ -83,8 +83,9 @@ SETTINGS = [
     _preset("calibration_light", fitted=True),
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
+    _ours("sj_burst, Γ=1, 1000 images", max_spikes=1, calibration_images=1000),
     *(
-        _ours(f"sj_burst, Γ={gamma}, advanced", max_spikes=gamma, calibration="advanced")
+        _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")
         for gamma in (1, 4, 15)
     ),
 ]
@@ -190,7 +191,7 @@ def main() -> None:
     p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
-    p.add_argument("--only", nargs="*", default=[], help="settings whose label contains one of these")
+    p.add_argument("--only", nargs="*", default=[], help="labels of settings, or parts of them")
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
 
