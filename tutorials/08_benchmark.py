@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from common import RUNS, accuracy, parser, train
 from loaders import DATASETS
-from networks import make
+from networks import make, without_padding
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -214,8 +214,8 @@ def main() -> None:
         "seed": args.seed,
     }
     chosen = [s for s in SETTINGS if not args.only or any(part in s.label for part in args.only)]
-    # SpikingJelly refuses functional ReLUs: its recipes are given the rewritten network.
-    rewritten = sj_burst.standardize(ann, next(iter(test))[0][:2].to(args.device))
+    # SpikingJelly refuses functional ReLUs and pads: its recipes are given the rewritten network.
+    rewritten = sj_burst.standardize(without_padding(ann), next(iter(test))[0][:2].to(args.device))
     for number in range(args.draws):
         loader = draw(training, args.calibration_images, args.seed + number)
         for setting in chosen:

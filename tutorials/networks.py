@@ -1,7 +1,9 @@
 """Networks that the tutorials train and convert."""
 
+import copy
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,6 +64,19 @@ class CifarResNet(nn.Module):
         out = F.avg_pool2d(out, out.size()[3])
         out = out.view(out.size(0), -1)
         return self.linear(out)
+
+
+def without_padding(net: nn.Module) -> nn.Module:
+    """A copy whose pad shortcuts are the same map as 1×1 convolutions, which SpikingJelly converts."""
+    net = copy.deepcopy(net)
+    for block in net.modules():
+        if isinstance(block, BasicBlock) and isinstance(block.shortcut, PadShortcut):
+            inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
+            conv = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+            with torch.no_grad():
+                conv.weight.zero_()[block.shortcut.pad :][:inputs, :, 0, 0] = torch.eye(inputs)
+            block.shortcut = conv.to(block.conv1.weight.device).eval()  # type: ignore[assignment]
+    return net
 
 
 def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
