@@ -165,7 +165,7 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     node.threshold, node.v_init = best * threshold, best * v_init
 
 
-def refit_weights(layer: Layer, ridge: float = 1e-2, iterations: int = 4) -> None:
+def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> None:
     r"""Advanced calibration: refit the affine map before the neuron by ridge regression.
 
     .. math::

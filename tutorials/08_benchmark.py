@@ -19,6 +19,7 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,7 +192,9 @@ def main() -> None:
     p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
-    p.add_argument("--only", nargs="*", default=[], help="labels of settings, or parts of them")
+    p.add_argument(
+        "--only", nargs="*", default=["*"], help="labels of settings, or patterns as of files"
+    )
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
 
@@ -213,7 +216,7 @@ def main() -> None:
         "epochs": 0 if args.weights else args.epochs,
         "seed": args.seed,
     }
-    chosen = [s for s in SETTINGS if not args.only or any(part in s.label for part in args.only)]
+    chosen = [s for s in SETTINGS if any(fnmatchcase(s.label, pattern) for pattern in args.only)]
     # SpikingJelly refuses functional ReLUs and pads: its recipes are given the rewritten network.
     rewritten = sj_burst.standardize(without_padding(ann), next(iter(test))[0][:2].to(args.device))
     for number in range(args.draws):
