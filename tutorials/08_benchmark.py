@@ -193,7 +193,7 @@ def main() -> None:
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
     p.add_argument(
-        "--only", nargs="*", default=["*"], help="labels of settings, or patterns as of files"
+        "--only", nargs="*", default=["*"], help="labels of settings, or patterns"
     )
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
