@@ -3,12 +3,14 @@
 from . import plot
 from .backends import set_backend
 from .checkpoint import load, save
+from .energy import synops
 from .graph import standardize
 from .graph.network import SpikingNetwork
 from .inactivated import inactivated_share
 from .neuron import BurstIFNode
 from .recipe import PRESETS, BurstRecipe, Options
 from .recommend import recommend
+from .report import Report, report
 from .simulate import SimulationResult, simulate
 
 __version__ = "0.1.0"
@@ -17,14 +19,17 @@ __all__ = [
     "BurstIFNode",
     "BurstRecipe",
     "Options",
+    "Report",
     "SimulationResult",
     "SpikingNetwork",
     "inactivated_share",
     "load",
     "plot",
     "recommend",
+    "report",
     "save",
     "set_backend",
     "simulate",
     "standardize",
+    "synops",
 ]

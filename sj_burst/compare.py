@@ -78,6 +78,7 @@ def layer_means(
     device = next(snn.buffers(), torch.empty(0)).device
     graph = _standardized(ann, take(loader, 2)[0].to(device))
     names = _layer_names(snn, graph)
+    modules = {name: graph.get_submodule(name) for name in names}
     totals: dict[str, list[Tensor]] = {}
     activations: dict[str, Tensor] = {}
     handles = []
@@ -92,7 +93,7 @@ def layer_means(
             for total, term in zip(sums, terms, strict=True):
                 total += term
 
-        handles.append(graph.get_submodule(name).register_forward_hook(keep))
+        handles.append(modules[name].register_forward_hook(keep))
         handles.append(snn.graph.get_submodule(name).register_forward_hook(add))
     try:
         for x, _ in batches(loader):
@@ -103,13 +104,10 @@ def layer_means(
             for first in range(0, time_steps, max(1, _ROWS // batch)):
                 steps = min(max(1, _ROWS // batch), time_steps - first)
                 out = out.to(x.device) + snn.hold(x, steps).sum(0)
+            means = {name: [total / time_steps for total in totals[name]] for name in names}
             layers = {
-                name: LayerMeans(
-                    *(total / time_steps for total in totals[name]),
-                    activations[name],
-                    graph.get_submodule(name),
-                )
-                for name in names
+                name: LayerMeans(current, rate, magnitude, activations[name], modules[name])
+                for name, (current, rate, magnitude) in means.items()
             }
             _check_finite(layers, (out, wanted))
             yield layers, (out / time_steps, wanted)

@@ -21,7 +21,15 @@ from .loader import batches, check_loader
 from .neuron import BurstIFNode
 from .pooling import MAX_POOLS, GatedPool, LIPool
 
-__all__ = ["AC_PICOJOULES", "MAC_PICOJOULES", "LayerOperations", "Operations", "count_operations", "synops"]
+__all__ = [
+    "AC_PICOJOULES",
+    "MAC_PICOJOULES",
+    "LayerOperations",
+    "Operations",
+    "count_operations",
+    "count_outputs",
+    "synops",
+]
 
 # 32-bit floating point in 45 nm CMOS: Horowitz, "Computing's energy problem", ISSCC 2014.
 MAC_PICOJOULES = 4.6  # a multiplication (3.7) and an addition (0.9)
@@ -323,7 +331,7 @@ class _Walk:
         unit = operands[0].unit.expand(shape)
         for other in operands[1:]:
             unit = torch.maximum(unit, other.unit.expand(shape))
-        return _Spikes(sum(s.count.expand(shape) for s in operands), unit)  # type: ignore[arg-type]
+        return _Spikes(sum(s.count.expand(shape) for s in operands), unit)
 
     def _reshaped(self, node: fx.Node) -> Any:
         """Views, concatenation, padding, averages: apply the operator to the counts."""
@@ -351,10 +359,10 @@ def _has_tensor(value: Any) -> bool:
     )
 
 
-def _with_unit_weights(module: nn.Module) -> Any:
-    module = copy.deepcopy(module).double()
+def _with_unit_weights(layer: nn.Module) -> Any:
+    module: Any = copy.deepcopy(layer).double()
     module.bias = None
-    module.weight.data.fill_(1.0)  # type: ignore[union-attr, operator]
+    module.weight.data.fill_(1.0)
     return module
 
 

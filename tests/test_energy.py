@@ -18,7 +18,9 @@ def spike_trains(snn, x, steps):
     for name, node in snn.neurons().items():
 
         def hook(node, _, y, name=name):
-            theta = node.threshold.view(-1, *[1] * (y.dim() - 2)) if node.threshold.dim() else node.threshold
+            theta = (
+                node.threshold.view(-1, *[1] * (y.dim() - 2)) if node.threshold.dim() else node.threshold
+            )
             trains[name].append((y / theta).round().abs())
 
         handles.append(node.register_forward_hook(hook))
@@ -196,7 +198,7 @@ def test_whole_networks(convert, make, shape):
     snn.step_mode = "m"
     counted = synops(snn, [x], 4)
     assert snn.step_mode == "m" and all(node.v is None for node in snn.neurons().values())
-    assert 0 < counted.synops and 0 < counted.macs < counted.ann_macs
+    assert counted.synops > 0 and 0 < counted.macs < counted.ann_macs
     assert json.loads(json.dumps(counted.to_dict()))["energy"] == pytest.approx(counted.energy)
     assert "µJ" in str(counted)
     # Every spike of the last neuron layer reaches the classifier.
