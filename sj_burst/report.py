@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .compare import LayerMeans, layer_means
-from .energy import Operations, synops
+from .energy import Operations, count_operations, count_outputs
 from .functional import per_channel
 from .graph.fuse import unfused
 from .graph.network import SpikingNetwork
+from .loader import take
 from .neuron import BurstIFNode
 from .recipe import Options
 
@@ -156,7 +157,7 @@ def report(
 
     so parts add up to the layer's error; one is negative if it cancels others. Derived here.
     ``advice`` treats causes from the largest on, and what is propagated last, because mending the
-    causes shrinks it.
+    causes shrinks it; options that cost spikes or steps (Γ, T) come after those that cost none.
 
     Args:
         snn: a converted network; its state is reset before and after.
@@ -202,13 +203,15 @@ def report(
     time_steps = int(options["time_steps"]) if time_steps is None else time_steps
     totals: dict[str, _Totals] = {}
     samples, error, reference = 0, 0.0, 0.0
-    for layers, (out, wanted) in layer_means(snn, ann, loader, time_steps):
-        samples += len(out)
-        error += (out - wanted).double().square().sum().item()
-        reference += wanted.double().square().sum().item()
-        for name, means in layers.items():
-            node = snn.neurons().get(name)
-            totals.setdefault(name, _Totals()).add(means, node, time_steps)
+    with count_outputs(snn) as outputs:
+        for layers, (out, wanted) in layer_means(snn, ann, loader, time_steps):
+            samples += len(out)
+            error += (out - wanted).double().square().sum().item()
+            reference += wanted.double().square().sum().item()
+            for name, means in layers.items():
+                node = snn.neurons().get(name)
+                totals.setdefault(name, _Totals()).add(means, node, time_steps)
+    example = take(loader, 1)[0].to(wanted.device)
     measured = []
     for name, total in totals.items():
         module = snn.graph.get_submodule(name)
@@ -222,7 +225,7 @@ def report(
         samples,
         math.sqrt(_ratio(error, reference)),
         _advise(measured, options, time_steps),
-        synops(snn, loader, time_steps),
+        count_operations(snn, outputs, example, samples, time_steps),
     )
 
 
@@ -342,7 +345,7 @@ _LEAST_ERROR = 1e-3  # mean over layers of the squared error below which nothing
 
 
 def _advise(layers: list[LayerReport], options: dict[str, Any], time_steps: int) -> list[Advice]:
-    """One remedy for each cause that matters, the largest first and what is propagated last."""
+    """One remedy for each cause that matters; what costs spikes or steps comes last."""
     sums = {part: sum(max(layer.parts[part], 0.0) for layer in layers) for part in PARTS}
     own = sum(sums[part] for part in _OWN)
     wanted = [part for part in _OWN if sums[part] >= _LEAST_SHARE * own and sums[part] > 0]
@@ -360,7 +363,7 @@ def _advise(layers: list[LayerReport], options: dict[str, Any], time_steps: int)
             where = f"{reason} ({part} error, largest in {worst.name!r})"
             advice.append(Advice(part, worst.name, option, value, where))
             break
-    return advice
+    return sorted(advice, key=lambda given: given.option in ("max_spikes", "time_steps"))
 
 
 _Remedy = tuple[str, Any, str]
