@@ -357,12 +357,12 @@ def _advise(layers: list[LayerReport], options: dict[str, Any], time_steps: int)
         if sums[part] < _LEAST_ERROR * len(layers):
             continue
         worst = max(layers, key=lambda layer: layer.parts[part])
-        for option, value, reason in _REMEDIES[part](options, worst, time_steps):
-            if any(given.option == option for given in advice):
-                continue  # asked for already, for a larger cause
+        remedy = next(_REMEDIES[part](options, worst, time_steps), None)
+        # An option that a larger cause asks for already helps this one too.
+        if remedy is not None and remedy[0] not in [given.option for given in advice]:
+            option, value, reason = remedy
             where = f"{reason} ({part} error, largest in {worst.name!r})"
             advice.append(Advice(part, worst.name, option, value, where))
-            break
     return sorted(advice, key=lambda given: given.option in ("max_spikes", "time_steps"))
 
 

@@ -70,7 +70,12 @@ def slow_layer(snn, ann, x, steps, name, before):
     """Currents and outputs of one neuron layer, one step at a time; a from the plain ANN."""
     z, y = [], []
     node = snn.neurons()[name]
-    handle = node.register_forward_hook(lambda _, inputs, out: (z.append(inputs[0]), y.append(out)))
+
+    def keep(_, inputs, out):
+        z.append(inputs[0])
+        y.append(out)
+
+    handle = node.register_forward_hook(keep)
     functional.reset_net(snn)
     for _ in range(steps):
         snn(x)
@@ -125,7 +130,7 @@ def test_values_equal_a_slow_count(convert, calibration):
     scale = a.square().sum().item()
     for part in PARTS:
         assert layer.parts[part] == pytest.approx(parts[part] / scale, rel=1e-3, abs=1e-6), part
-    assert layer.parts["inactivated"] > 0 and layer.clipped > 0.05
+    assert layer.parts["inactivated"] > 0 and layer.clipped > 0.02
     assert layer.rate == pytest.approx(spikes / steps / a.numel(), rel=1e-5)
     assert layer.clipped == pytest.approx(clipped / active)
     assert layer.inactivated == pytest.approx(wrong / inactive)
@@ -139,9 +144,12 @@ def test_pooling_part_is_that_of_the_pooling(convert):
     snn = convert(ann, [X], **PUBLISHED)
     layer = next(row for row in report(snn, ann, [X], 6).layers if row.name == "3")
     inputs, outputs = [], []
-    snn.graph.get_submodule("3").register_forward_hook(
-        lambda _, x, y: (inputs.append(x[0]), outputs.append(y))
-    )
+
+    def keep(_, x, y):
+        inputs.append(x[0])
+        outputs.append(y)
+
+    snn.graph.get_submodule("3").register_forward_hook(keep)
     for _ in range(6):
         snn(X)
     wanted = ann[:4](X)
@@ -156,12 +164,6 @@ def test_pooling_part_is_that_of_the_pooling(convert):
     "defect, part, option, value",
     [
         ({"threshold": "50%", "max_spikes": 1}, "clipping", "threshold", "mse"),
-        (
-            {"threshold": "30%", "max_spikes": math.inf, "potential": "zero"},
-            "residual",
-            "potential",
-            "half",
-        ),
         ({"potential": "zero", "max_spikes": 1}, "residual", "potential", "half"),
         ({"threshold": "max", "max_spikes": 1}, "residual", "threshold", "mse"),
         ({"channel_wise": False, "max_spikes": 1}, "residual", "channel_wise", True),
@@ -169,12 +171,6 @@ def test_pooling_part_is_that_of_the_pooling(convert):
         ({"max_spikes": {"2": 1, "*": 3}, "time_steps": 2}, "residual", "max_spikes", {"2": 4, "*": 3}),
         ({"max_pool": "spike"}, "pooling", "max_pool", "lateral_inhibition"),
         ({"max_pool": "average"}, "pooling", "max_pool", "lateral_inhibition"),
-        (
-            {"inactivated_spikes": "allow", "max_spikes": 4, "time_steps": 2, "potential": "half"},
-            "inactivated",
-            "inactivated_spikes",
-            "signed",
-        ),
         ({"max_spikes": 1, "time_steps": 4}, "propagated", "calibration", "advanced"),
         ({"coding": "poisson", "time_steps": 4}, "propagated", "coding", "direct"),
     ],
@@ -188,6 +184,15 @@ def test_each_defect_gets_its_advice(convert, defect, part, option, value):
     ]
     assert all(snn.options[a.option] != a.value for a in advice)  # nothing that is set already
     assert len({a.option for a in advice}) == len(advice)
+
+
+def test_spikes_of_inactive_neurons_get_their_advice(convert):
+    ann, x = resnet(blocks=2), torch.randn(24, 3, 8, 8)
+    for rule, expected in (("allow", True), ("signed", False)):
+        snn = convert(ann, [x], max_spikes=1, inactivated_spikes=rule)
+        advice = report(snn, ann, [x]).advice
+        found = ("inactivated", "inactivated_spikes", "signed")
+        assert (found in [(a.part, a.option, a.value) for a in advice]) is expected
 
 
 def test_advice_can_be_followed(convert):
