@@ -168,7 +168,9 @@ def layer_errors(report: Report, *, ax: "Axes | None" = None) -> "tuple[Figure, 
     totals = [100 * (layer.error or 0.0) for layer in layers]
     ax.plot(at, totals, "o", color="black", markersize=3.5, label="total")
     ax.axhline(0, color="0.35", linewidth=0.8)
-    ax.use_sticky_edges = False  # room above the bars
+    # Room above and below: bars stick to their ends.
+    room = 0.05 * (above.max() - below.min()).clamp_min(1e-6).item()
+    ax.set_ylim(below.min().item() - room * bool(below.min() < 0), above.max().item() + room)
     ax.set_xticks(list(at), [layer.name for layer in layers], rotation=90 if len(layers) > 8 else 0)
     _tidy(ax)
     ax.grid(False, axis="x")

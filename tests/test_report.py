@@ -99,6 +99,7 @@ def test_values_equal_a_slow_count(convert, calibration):
         calibration=calibration,
         channel_wise=True,
     )
+    snn.neurons()["6"].v_init.mul_(4)  # 2θ: fires without any current, which is no SIN
     layer = next(row for row in report(snn, ann, [X[:10], X[10:]], steps).layers if row.name == "6")
     z, y, a = slow_layer(snn, ann, X, steps, "6", ann[:6])
     theta = snn.neurons()["6"].threshold.double().tolist()
@@ -117,7 +118,7 @@ def test_values_equal_a_slow_count(convert, calibration):
             "clipping": min(arriving, limit) - arriving,
         }
         rest = rate - min(arriving, limit)
-        quiet = current <= 0 and current * steps + theta[c] / 2 < theta[c]
+        quiet = current <= 0 and current * steps + 2 * theta[c] < theta[c]
         terms["inactivated" if quiet else "residual"] = rest
         for part, term in terms.items():
             parts[part] += error * term
@@ -224,15 +225,17 @@ def test_nothing_of_the_networks_changes(convert):
 def test_figures_agree_with_simulate_and_synops(convert):
     ann = vgg()
     snn = convert(ann, [X], max_spikes=2)
-    found = report(snn, ann, [X[:9], X[9:]], 6)
-    result = simulate(snn, [X], 6, reference=ann, progress=False)
+    steps = 30  # more than run at once
+    found = report(snn, ann, [X[:9], X[9:]], steps)
+    result = simulate(snn, [X], steps, reference=ann, progress=False)
     assert found.output_error == pytest.approx(result.error[-1].item(), rel=1e-4)
-    assert found.operations == synops(snn, [X], 6)
+    assert found.operations == synops(snn, [X], steps)
+    assert found.layers[0].parts["propagated"] == pytest.approx(0, abs=1e-9)  # sees the image
     neurons = {"2": 6 * 64, "6": 8 * 16}
     for layer in found.layers:
         if layer.name in neurons:
             spikes = result.spikes[layer.name].sum().item()
-            assert layer.rate == pytest.approx(spikes / 6 / neurons[layer.name], rel=1e-4)
+            assert layer.rate == pytest.approx(spikes / steps / neurons[layer.name], rel=1e-4)
 
 
 def test_static_part_needs_no_data(convert):

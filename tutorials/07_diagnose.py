@@ -63,7 +63,7 @@ def main() -> None:
         sj_burst.plot.layer_errors(report, ax=ax)
         ax.set_title(f"{label}: {score:.1f} % at T={args.time_steps}", fontsize="medium")
     axes[1].get_legend().remove()
-    axes[1].set_xlabel("layer (note the scale of errors)")
+    axes[1].set_xlabel("layer (note the scale)")
     save(fig, args, "07_diagnose.png")
 
     fig, axes = pyplot.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
