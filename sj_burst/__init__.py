@@ -4,12 +4,14 @@ from . import plot
 from .backends import set_backend
 from .checkpoint import load, save
 from .early_exit import fit_early_exit
+from .energy import synops
 from .graph import standardize
 from .graph.network import SpikingNetwork
 from .inactivated import inactivated_share
 from .neuron import BurstIFNode
 from .recipe import PRESETS, BurstRecipe, Options
 from .recommend import recommend
+from .report import Report, report
 from .simulate import SimulationResult, simulate
 
 __version__ = "0.1.0"
@@ -18,6 +20,7 @@ __all__ = [
     "BurstIFNode",
     "BurstRecipe",
     "Options",
+    "Report",
     "SimulationResult",
     "SpikingNetwork",
     "fit_early_exit",
@@ -25,8 +28,10 @@ __all__ = [
     "load",
     "plot",
     "recommend",
+    "report",
     "save",
     "set_backend",
     "simulate",
     "standardize",
+    "synops",
 ]

@@ -57,6 +57,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         "spikingjelly": _version("spikingjelly"),
         "options": snn.options,
         "input_shape": list(snn.input_shape),
+        "unseen": snn.unseen,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "state_dict": snn.state_dict(),
     }
@@ -129,7 +130,8 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
     place(gm, neurons, options.max_pool)
     encode_input(gm, options, state.get("graph.encoder.threshold"))
     hold_constants(gm, example)
-    snn = SpikingNetwork(gm, content["options"], tuple(content["input_shape"]))
+    shape = tuple(content["input_shape"])
+    snn = SpikingNetwork(gm, content["options"], shape, content.get("unseen"))
     _fill(snn, state, path)
     for module in snn.temporal_modules():
         module.reset()

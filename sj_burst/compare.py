@@ -1,21 +1,122 @@
 """Layer by layer, what the spiking network transmits and what the ANN has in its place."""
 
+import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .graph.network import SpikingNetwork
 from .graph.standardize import standardize
-from .loader import batches, take
+from .loader import batches, check_loader, take
 from .neuron import neurons
+from .pooling import MAX_POOLS
 
-__all__ = ["layer_rates"]
+__all__ = ["LayerMeans", "layer_means", "layer_rates"]
+
+_ROWS = 256  # folded rows (steps × samples) that run at once
+
+
+@dataclass
+class LayerMeans:
+    """One neuron or max-pooling layer for one batch; all tensors ``[N, ...]``.
+
+    Attributes:
+        current: the SNN's input to the layer, averaged over T.
+        rate: its output φ(T), averaged over T.
+        magnitude: the absolute value of its output, averaged over T (negative spikes count).
+        activation: the ANN's output in the same place.
+        module: the ANN's module in the same place.
+    """
+
+    current: Tensor
+    rate: Tensor
+    magnitude: Tensor
+    activation: Tensor
+    module: nn.Module
 
 
 @torch.no_grad()
+def layer_means(
+    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
+) -> Iterator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor]]]:
+    """For each batch, what enters and leaves every neuron and max-pooling layer.
+
+    Steps run in chunks, so memory does not grow with T.
+
+    Args:
+        snn: a converted network; its state is reset before and after.
+        ann: the network it was converted from; stays as it was.
+        loader: batches.
+        time_steps: T.
+
+    Yields:
+        Layer name to :class:`LayerMeans`, in order of execution, and the outputs of SNN (mean over
+        T) and ANN.
+
+    Raises:
+        ValueError: if T < 1, the loader is empty, ``ann`` is not the network that ``snn`` was
+            converted from, or a value is NaN or infinite.
+        TypeError: for a loader that cannot be read.
+
+    Example:
+        >>> from spikingjelly.activation_based import ann2snn
+        >>> from sj_burst import BurstRecipe
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> data = [torch.rand(16, 3)]
+        >>> snn = ann2snn.Converter(BurstRecipe(data, progress=False)).convert(ann)
+        >>> layers, (out, wanted) = next(layer_means(snn, ann, data, time_steps=8))
+        >>> layers["1"].current.shape, out.shape
+        (torch.Size([16, 4]), torch.Size([16, 2]))
+    """
+    if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
+        raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
+    check_loader(loader)
+    device = next(snn.buffers(), torch.empty(0)).device
+    graph = _standardized(ann, take(loader, 2)[0].to(device))
+    names = _layer_names(snn, graph)
+    modules = {name: graph.get_submodule(name) for name in names}
+    totals: dict[str, list[Tensor]] = {}
+    activations: dict[str, Tensor] = {}
+    handles = []
+    for name in names:
+
+        def keep(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
+            activations[name] = out
+
+        def add(_: nn.Module, inputs: Any, out: Tensor, name: str = name) -> None:
+            terms = [_sum(v, batch, steps) for v in (inputs[0], out, out.abs())]
+            sums = totals.setdefault(name, [torch.zeros_like(term) for term in terms])
+            for total, term in zip(sums, terms, strict=True):
+                total += term
+
+        handles.append(modules[name].register_forward_hook(keep))
+        handles.append(snn.graph.get_submodule(name).register_forward_hook(add))
+    try:
+        for x, _ in batches(loader):
+            reset_net(snn)
+            totals.clear()
+            x, batch = x.to(device), len(x)
+            wanted, out = graph(x), torch.zeros(())
+            for first in range(0, time_steps, max(1, _ROWS // batch)):
+                steps = min(max(1, _ROWS // batch), time_steps - first)
+                out = out.to(x.device) + snn.hold(x, steps).sum(0)
+            means = {name: [total / time_steps for total in totals[name]] for name in names}
+            layers = {
+                name: LayerMeans(current, rate, magnitude, activations[name], modules[name])
+                for name, (current, rate, magnitude) in means.items()
+            }
+            _check_finite(layers, (out, wanted))
+            yield layers, (out / time_steps, wanted)
+    finally:
+        for handle in handles:
+            handle.remove()
+        reset_net(snn)
+
+
 def layer_rates(
     snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
@@ -43,35 +144,44 @@ def layer_rates(
         >>> rate.shape == activation.shape
         True
     """
-    device = next(iter(snn.buffers())).device
-    example = take(loader, 2)[0].to(device)
-    graph = standardize(ann.to(device), torch.cat([example, example])[:2])
     names = list(neurons(snn.graph))
+    for layers, _ in layer_means(snn, ann, loader, time_steps):
+        yield {name: (layers[name].rate, layers[name].activation) for name in names}
+
+
+def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
+    copied = copy.deepcopy(ann).to(example.device)
+    return standardize(copied, torch.cat([example, example])[:2])
+
+
+def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
+    """Neurons and what stands for max-pooling, in order of execution."""
     modules = dict(graph.named_modules())
-    if missing := [name for name in names if name not in modules]:
+    missing = [name for name in neurons(snn.graph) if name not in modules]
+    pools = [name for name, module in modules.items() if isinstance(module, MAX_POOLS)]
+    known = dict(snn.graph.named_modules())
+    missing += [name for name in pools if name not in known]
+    if missing:
         raise ValueError(
-            f"ann has no activation {missing}; pass the network that snn was converted from"
+            f"ann and snn differ in {missing}: ann has no activation of that name, or snn no "
+            "max-pooling; pass the network that snn was converted from"
         )
-    activations: dict[str, Tensor] = {}
-    rates: dict[str, Tensor] = {}
-    handles = []
-    for name in names:
+    wanted = {*neurons(snn.graph), *pools}
+    return [str(n.target) for n in snn.graph.graph.nodes if str(n.target) in wanted]
 
-        def keep_activation(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
-            activations[name] = out
 
-        def keep_rate(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
-            rates[name] = out.unflatten(0, (time_steps, -1)).mean(0)
+def _sum(x: Tensor, batch: int, steps: int) -> Tensor:
+    """Sum over the steps of a folded batch, or of a value that is the same at every step."""
+    return x * steps if len(x) == batch else x.unflatten(0, (steps, batch)).sum(0)
 
-        handles.append(modules[name].register_forward_hook(keep_activation))
-        handles.append(snn.graph.get_submodule(name).register_forward_hook(keep_rate))
-    try:
-        for x, _ in batches(loader):
-            reset_net(snn)
-            graph(x.to(device))
-            snn.hold(x.to(device), time_steps)
-            yield {name: (rates[name], activations[name]) for name in names}
-    finally:
-        for handle in handles:
-            handle.remove()
-        reset_net(snn)
+
+def _check_finite(layers: dict[str, LayerMeans], outputs: tuple[Tensor, Tensor]) -> None:
+    ann = {name: means.activation for name, means in layers.items()} | {"output": outputs[1]}
+    snn = {name: means.rate for name, means in layers.items()} | {"output": outputs[0]}
+    for owner, values in (("ann", ann), ("snn", snn)):
+        bad = [name for name, value in values.items() if not value.isfinite().all()]
+        if bad:
+            raise ValueError(
+                f"{owner} has NaN or infinite values from layer {bad[0]!r} on; check the images of "
+                "the loader and the network's weights"
+            )

@@ -332,7 +332,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             )
         reset_net(fx_model)
         shape = tuple(self._example.shape[1:])
-        return SpikingNetwork(fx_model, dataclasses.asdict(options), shape).eval()
+        dead = {name: int(statistics.dead.sum()) for name, statistics in self._statistics.items()}
+        unseen = {name: count for name, count in dead.items() if count}
+        return SpikingNetwork(fx_model, dataclasses.asdict(options), shape, unseen).eval()
 
     def _sweep_images(self, fx_model: fx.GraphModule) -> Tensor:
         """Calibration images, of all processes, as many as asked for and fit into memory."""

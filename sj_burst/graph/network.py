@@ -26,6 +26,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         graph: the converted graph.
         options: the recipe's options, for the record and for saving.
         input_shape: shape of one sample, as seen in calibration.
+        unseen: how many channels of a layer never fired in calibration, for layers that have some.
 
     Example:
         >>> import torch
@@ -36,12 +37,17 @@ class SpikingNetwork(nn.Module, base.StepModule):
     """
 
     def __init__(
-        self, graph: fx.GraphModule, options: dict[str, Any], input_shape: tuple[int, ...] = ()
+        self,
+        graph: fx.GraphModule,
+        options: dict[str, Any],
+        input_shape: tuple[int, ...] = (),
+        unseen: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.options = options
         self.input_shape = input_shape
+        self.unseen = unseen or {}
         self._step_mode = "s"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from matplotlib import pyplot
+from spikingjelly.activation_based import functional
+
+from sj_burst import BurstIFNode, plot, report
+from tests.networks import vgg
+
+X = torch.randn(12, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture
+def pair(convert):
+    ann = vgg()
+    return convert(ann, [X], max_spikes=2), ann
+
+
+def test_every_figure_draws_into_given_axes(pair):
+    snn, ann = pair
+    fig, ax = pyplot.subplots()
+    node = BurstIFNode(torch.tensor([0.5, 1.0]), 2, torch.tensor([0.0, 0.5]))
+    for drawn in (
+        plot.layer_errors(report(snn, ann, [X], 4), ax=ax),
+        plot.rates_vs_activations(snn, ann, X, "2", 4, ax=ax),
+        plot.spike_raster(snn, X, "2", 4, ax=ax),
+        plot.membrane_trace(node, torch.rand(5), channel=1, ax=ax),
+    ):
+        assert drawn == (fig, ax)
+        assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_stacked_bars_end_at_the_layer_error(pair):
+    found = report(*pair, [X], 4)
+    _, ax = plot.layer_errors(found)
+    heights = torch.zeros(len(found.layers))
+    for container in ax.containers:
+        heights += torch.tensor([bar.get_height() for bar in container])
+    assert torch.allclose(
+        heights, torch.tensor([100 * layer.error for layer in found.layers]), atol=1e-3
+    )
+    with pytest.raises(ValueError, match="no errors"):
+        plot.layer_errors(report(pair[0]))
+
+
+@torch.no_grad()
+def test_scatter_and_raster_show_the_spikes(pair):
+    snn, ann = pair
+    theta = snn.neurons()["6"].threshold.view(-1, 1, 1)
+    outputs = []
+    handle = snn.neurons()["6"].register_forward_hook(lambda _, __, y: outputs.append(y))
+    for _ in range(5):
+        snn(X)
+    handle.remove()
+    functional.reset_net(snn)
+    y = torch.stack(outputs)
+    _, ax = plot.rates_vs_activations(snn, ann, X, "6", 5, points=10**6)
+    points = torch.as_tensor(ax.collections[0].get_offsets().data).float()
+    assert torch.allclose(points[:, 1], y.mean(0).flatten(), atol=1e-5)
+    assert torch.allclose(points[:, 0], ann[:7](X).flatten(), atol=1e-4)
+    _, ax = plot.spike_raster(snn, X, "6", 5, neurons=10**6)
+    count = (y[:, 0] / theta).round()
+    assert len(ax.collections[0].get_offsets()) == (count > 0).sum()
+    assert ax.collections[0].get_sizes().sum() == 5 * count.clamp(min=0).sum()
+    for draw in (
+        lambda: plot.spike_raster(snn, X, "nowhere", 5),
+        lambda: plot.rates_vs_activations(snn, ann, X, "nowhere", 5),
+    ):
+        with pytest.raises(ValueError, match="layer must be one of"):
+            draw()
+
+
+def test_membrane_trace_follows_the_neuron():
+    node = BurstIFNode(torch.tensor([9.0, 1.0]), 2, torch.tensor([0.0, 0.5]), shift=0.25, signed=True)
+    node(torch.rand(3, 2))  # a state with a gradient, of another batch
+    state = node.v
+    current = torch.tensor([0.5, 3.0, -2.5, 0.0])
+    _, ax = plot.membrane_trace(node, current, channel=1)
+    v, sent, expected, spikes = 0.5, 0, [], []
+    for z in current.tolist():
+        v += z + 0.25
+        n = max(min(max(int(v // 1), -2), 2), -sent)
+        v, sent = v - n, sent + n
+        expected.append(v)
+        spikes.append(f"{n:+d}")
+    assert ax.lines[1].get_ydata().tolist() == pytest.approx(expected)
+    assert [text.get_text() for text in ax.texts] == [s for s in spikes if s != "+0"]
+    assert "-1" in spikes or "-2" in spikes
+    assert node.v is state and node.step_mode == "s"
+    with pytest.raises(ValueError, match="channel must be in 0 … 1"):
+        plot.membrane_trace(node, current, channel=2)
+    with pytest.raises(ValueError, match="shape"):
+        plot.membrane_trace(node, torch.rand(2, 2))
