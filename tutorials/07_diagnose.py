@@ -30,15 +30,8 @@ def main() -> None:
     ann = quickstart_network(args, data["train"])
     print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {args.test_images} test images\n")
 
-    options: dict[str, object] = {
-        "time_steps": args.time_steps,
-        "max_spikes": 1,
-        "threshold": "max",
-        "channel_wise": False,
-        "potential": "zero",
-        "max_pool": "spike",
-        "inactivated_spikes": "allow",
-    }
+    # The oldest setting: the maximum as threshold, v(0) = 0, max-pooling of spikes, Γ = 1.
+    options = sj_burst.PRESETS["diehl2015"] | {"time_steps": args.time_steps}
     steps = []
     while True:
         recipe = sj_burst.BurstRecipe(calibration, progress=False, **options)

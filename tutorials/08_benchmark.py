@@ -28,7 +28,7 @@ from common import RUNS, accuracy, parser, train
 from loaders import DATASETS
 from networks import make, without_padding
 from spikingjelly.activation_based import ann2snn
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import sj_burst
@@ -126,27 +126,31 @@ def draw(training: "Dataset[Any]", count: int, seed: int) -> DataLoader[Any]:
 def measure(
     setting: Setting, ann: nn.Module, loader: Any, test: Any, wanted: list[int], device: str
 ) -> list[dict[str, Any]]:
-    """Accuracy, spikes and seconds at each T."""
+    """Accuracy, spikes, synaptic operations, energy and seconds per image at each T."""
     rows = []
-    for steps in wanted if setting.fitted else [max(wanted)]:
-        recipe = setting.recipe(loader, steps)
-        snn = ann2snn.Converter(recipe, device=device).convert(ann)
+    snn: nn.Module | None = None
+    for steps in wanted:
+        if snn is None or setting.fitted:
+            snn = ann2snn.Converter(setting.recipe(loader, steps), device=device).convert(ann)
         result = sj_burst.simulate(snn, test, steps)
-        spikes: Tensor = result.total_spikes
-        for t in [steps] if setting.fitted else wanted:
-            rows.append(
-                {
-                    "T": t,
-                    "accuracy": f"{100 * result.accuracy[t - 1].item():.2f}",
-                    "spikes": f"{spikes[t - 1].item():.0f}" if len(spikes) else "",
-                    "seconds": f"{result.seconds * t / steps / result.samples:.3g}",
-                }
-            )
+        spikes, operations = result.total_spikes, result.operations
+        rows.append(
+            {
+                "T": steps,
+                "accuracy": f"{100 * result.accuracy[-1].item():.2f}",
+                "spikes": f"{spikes[-1].item():.0f}" if len(spikes) else "",
+                "synops": f"{operations.synops:.4g}" if operations else "",
+                "microjoules": f"{operations.energy / 1e6:.4g}" if operations else "",
+                "ann_microjoules": f"{operations.ann_energy / 1e6:.4g}" if operations else "",
+                "seconds": f"{result.seconds / result.samples:.3g}",
+            }
+        )
     return rows
 
 
 KEY = ("setting", "T", "draw", "test_images", "calibration_images", "epochs", "seed")
-FIELDS = [*KEY, "ann", "accuracy", "spikes", "seconds"]
+MEASURES = ("accuracy", "spikes", "synops", "microjoules", "ann_microjoules", "seconds")
+FIELDS = [*KEY, "ann", *MEASURES]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -166,24 +170,36 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+# Column of the CSV, title, factor, and digits after the point.
+TABLES = (
+    ("accuracy", "Accuracy (%), mean ± standard deviation over draws", 1, 2),
+    ("spikes", "Spikes per image (×1000)", 1e-3, 1),
+    ("microjoules", "Energy per image (µJ; 0.9 pJ per SynOp, 4.6 pJ per MAC)", 1, 2),
+    ("seconds", "Wall time per image (ms), at different times on a shared machine", 1e3, 2),
+)
+
+
 def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
-    """Mean ± standard deviation of accuracy over draws, and thousands of spikes, at each T."""
+    """Every measure at each T, one row a setting."""
     cells: dict[str, dict[int, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["setting"]][int(row["T"])].append(row)
-    head = "| | " + " | ".join(f"T = {t}" for t in steps) + " |\n| - |" + " - |" * len(steps)
-    accuracies, spikes = [f"{title}\n\nAccuracy (%)\n\n{head}"], [f"Spikes per image (×1000)\n\n{head}"]
-    for label, found in cells.items():
-        line, counts = [], []
-        for t in steps:
-            values = torch.tensor([float(row["accuracy"]) for row in found[t]])
-            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-            line.append(f"{values.mean():.2f}{spread}" if len(values) else "")
-            fired = [float(row["spikes"]) for row in found[t] if row["spikes"]]
-            counts.append(f"{sum(fired) / len(fired) / 1000:.1f}" if fired else "")
-        accuracies.append(f"| {label} | " + " | ".join(line) + " |")
-        spikes.append(f"| {label} | " + " | ".join(counts) + " |")
-    return "\n".join(accuracies) + "\n\n" + "\n".join(spikes) + "\n"
+    parts = [title]
+    for measure, caption, factor, digits in TABLES:
+        lines = ["| | " + " | ".join(f"T = {t}" for t in steps) + " |", "| - |" + " - |" * len(steps)]
+        for label, found in cells.items():
+            line = []
+            for t in steps:
+                values = torch.tensor([float(r[measure]) for r in found[t] if r[measure]]) * factor
+                spread = measure == "accuracy" and len(values) > 1
+                deviation = f" ± {values.std():.{digits}f}" if spread else ""
+                line.append(f"{values.mean():.{digits}f}{deviation}" if len(values) else "")
+            lines.append(f"| {label} | " + " | ".join(line) + " |")
+        parts += [caption, "\n".join(lines)]
+    energies = [row["ann_microjoules"] for row in rows if row["ann_microjoules"]]
+    if energies:
+        parts.append(f"The ANN spends {energies[0]} µJ per image by the same count.")
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -192,9 +208,7 @@ def main() -> None:
     p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
-    p.add_argument(
-        "--only", nargs="*", default=["*"], help="labels of settings, or patterns"
-    )
+    p.add_argument("--only", nargs="*", default=["*"], help="labels of settings, or patterns")
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
 
