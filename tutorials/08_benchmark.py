@@ -158,7 +158,10 @@ def read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if reader.fieldnames != FIELDS:
+            raise SystemExit(f"{path} has other columns than {FIELDS}; move it away")
+        return list(reader)
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
