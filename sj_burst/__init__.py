@@ -1,6 +1,6 @@
 """Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter."""
 
-from . import plot
+from . import plot, training
 from .backends import set_backend
 from .checkpoint import load, save
 from .graph import standardize
@@ -27,4 +27,5 @@ __all__ = [
     "set_backend",
     "simulate",
     "standardize",
+    "training",
 ]
