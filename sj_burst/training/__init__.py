@@ -13,12 +13,14 @@ from .rate_inference import (
     train_threshold_scale,
 )
 from .rate_norm import RateNorm, lock_max, rate_norms, replace_relu, share_scale
+from .tet import finetune, tet_loss
 
 __all__ = [
     "QCFS",
     "Candidate",
     "RateNorm",
     "evaluate_rates",
+    "finetune",
     "lock_max",
     "non_dominated",
     "omega",
@@ -28,6 +30,7 @@ __all__ = [
     "record_rates",
     "replace_relu",
     "share_scale",
+    "tet_loss",
     "train_rates",
     "train_threshold_scale",
 ]

@@ -1,5 +1,6 @@
 """What the trainers share: labelled batches, one guarded step, and runs that can be resumed."""
 
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator
@@ -58,18 +59,20 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
     """One step of the optimizer; returns the loss.
 
     Raises:
-        ValueError: if the loss is NaN or infinite, before anything is changed.
+        ValueError: if the loss or a gradient is NaN or infinite, before anything is changed.
     """
-    value = loss.item()
-    if not loss.isfinite():
-        raise ValueError(
-            f"the loss is {value}; lower lr, and check that the images have no NaN. The network that "
-            "was passed in is as it was"
-        )
     optimizer.zero_grad()
     loss.backward()
+    # Spikes hide a NaN current from the loss, but not from the gradient.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf)
+    if not (loss.isfinite() and norm.isfinite()):
+        raise ValueError(
+            f"the loss is {loss.item()} and the norm of its gradient {norm.item()}; lower lr, and "
+            "check that the images have no NaN. The network that was passed in is as it was"
+        )
     optimizer.step()
-    return value
+    return loss.item()
 
 
 class Run:
