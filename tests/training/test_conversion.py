@@ -143,3 +143,14 @@ def test_plain_relus_and_useless_bounds_are_refused(convert):
 def test_the_preset(convert):
     recipe = BurstRecipe.preset("rnl", [X])
     assert recipe.options.threshold == "trained"
+
+
+def test_calibration_aims_at_the_staircase(convert):
+    """What QCFS computes, not the clipped ReLU that stands in for it in the graph."""
+    ann = nn.Sequential(nn.Linear(4, 6), QCFS(levels=1, bound=1.5), nn.Linear(6, 2))
+    x = torch.rand(256, 4)
+    snn = convert(ann, [x], threshold="trained", time_steps=16, calibration="light")
+    rate, activation = next(layer_rates(snn, ann, [x], 16))["1"]
+    clipped = ann[0](x).clamp(0, 1.5)
+    wrong = (clipped - activation).mean(0).abs().mean()
+    assert (rate - activation).mean(0).abs().mean() < 0.3 * wrong
