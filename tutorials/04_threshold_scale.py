@@ -65,7 +65,7 @@ def main() -> None:
     p.add_argument("--time-steps", "-T", type=int, default=64, help="T, steps to simulate")
     p.add_argument("--scale-images", type=int, default=500, help="training images of stage 2")
     p.add_argument("--scale-epochs", type=int, default=16, help="epochs of stage 2")
-    p.add_argument("--lam", type=float, default=0.3, help="λ, weight of Ω in stage 2")
+    p.add_argument("--lam", type=float, default=0.15, help="λ, weight of Ω in stage 2")
     p.add_argument("--candidates", type=int, default=5, help="how many to convert")
     args = p.parse_args()
 
@@ -91,7 +91,7 @@ def main() -> None:
         batched(rest, args.scale_images, size=50),
         validation,
         lam=args.lam,
-        lr=0.03,
+        lr=0.06,
         epochs=args.scale_epochs,
     )
     print(f"stage 2 found {len(candidates)} candidates:")

@@ -55,6 +55,7 @@ def main() -> None:
 
     fig, ax = sj_burst.plot.accuracy_vs_time(results, ann_accuracy=ann_accuracy)
     ax.set_title(f"Γ={args.max_spikes}, VGG with max-pooling, Fashion-MNIST", fontsize="medium")
+    ax.margins(y=0.1)
     save(fig, args, "05_tet_finetune.png")
 
 

@@ -370,13 +370,10 @@ def train_threshold_scale(
     return candidates
 
 
-_share_scale = share_scale  # train_threshold_scale has an argument of that name
-
-
 def _student(model: nn.Module, shared: bool) -> tuple[nn.Module, list[nn.Parameter]]:
     """A copy in eval mode of which only the scales learn."""
     student = copy.deepcopy(model).eval().requires_grad_(False)
-    _share_scale(lock_max(student), shared)
+    share_scale(lock_max(student), shared)
     unique = {id(m.scale_logit): m.scale_logit for m in rate_norms(student).values()}
     for scale in unique.values():
         scale.requires_grad_(True)
