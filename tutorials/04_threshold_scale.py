@@ -4,9 +4,9 @@
 
 Gives the quickstart network rate norm layers, trains their threshold scale against a frozen teacher,
 and converts candidates of different Ω (the smaller, the fewer steps a network needs) with their own
-thresholds at Γ = 1. Beside them a QCFS network, whose activation has the levels of the spiking
-neuron. Draws figures/04_threshold_scale.png. About two minutes on two CPU cores once the ANN is
-trained.
+thresholds at Γ = 1, as published: v(0) = 0, and spikes sent too early stay. Beside them a QCFS
+network, whose activation has the levels of the spiking neuron, with v(0) = θ/2 and signed spikes.
+Draws figures/04_threshold_scale.png. About two minutes on two CPU cores once the ANN is trained.
 """
 
 import argparse
