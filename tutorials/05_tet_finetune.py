@@ -4,7 +4,8 @@
 
 Converts the quickstart network at Γ = 1, trains the result for T = 2 by surrogate gradients with the
 loss of temporal efficient training, thresholds included, and compares accuracy and spikes before and
-after. Draws figures/05_tet_finetune.png. About a minute on two CPU cores once the ANN is trained.
+after. Draws figures/05_tet_finetune.png. About a minute and a half on two CPU
+cores once the ANN is trained.
 """
 
 import time
@@ -21,7 +22,7 @@ def main() -> None:
     p.add_argument("--time-steps", "-T", type=int, default=8, help="T, steps to simulate")
     p.add_argument("--tune-steps", type=int, default=2, help="T to fine-tune for")
     p.add_argument("--max-spikes", "-G", type=int, default=1, help="Γ")
-    p.add_argument("--tune-images", type=int, default=4000, help="training images for fine-tuning")
+    p.add_argument("--tune-images", type=int, default=10000, help="training images for fine-tuning")
     p.add_argument("--tune-epochs", type=int, default=1)
     p.add_argument("--lr", type=float, default=5e-4)
     args = p.parse_args()
