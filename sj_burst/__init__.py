@@ -1,6 +1,6 @@
 """Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter."""
 
-from . import plot
+from . import plot, training
 from .backends import set_backend
 from .checkpoint import load, save
 from .early_exit import fit_early_exit
@@ -34,4 +34,5 @@ __all__ = [
     "simulate",
     "standardize",
     "synops",
+    "training",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from .bounded import BoundedActivation
 from .graph.trace import call_sites, is_module
 from .neuron import BurstIFNode
 from .temporal import TemporalModule, Window
@@ -385,7 +386,7 @@ class _Sweep:
             targets=self.ann[node],
             time_steps=self.time_steps,
             device=self.device,
-            bounded=isinstance(self.ann_modules.get(str(node.target)), nn.Hardtanh),
+            bounded=isinstance(self.ann_modules.get(str(node.target)), nn.Hardtanh | BoundedActivation),
         )
         stale = [n for n in (affine, current if residual is not None else None) if n is not None]
         if not is_neuron and affine is None:

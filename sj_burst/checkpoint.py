@@ -50,7 +50,6 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
             f"save wants a network converted by BurstRecipe, got {type(snn).__name__}; "
             "use torch.save(net.state_dict(), path) for others"
         )
-    path = Path(path)
     content = {
         "format": FORMAT,
         "sj_burst": _version("sj_burst"),
@@ -61,6 +60,12 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "state_dict": snn.state_dict(),
     }
+    write_atomically(content, path)
+
+
+def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` to a file beside ``path`` that then takes its place."""
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from . import distributed
+from .bounded import BoundedActivation
 from .calibration import FITS, sweep
 from .encoding import ENCODERS
 from .graph import (
@@ -46,7 +47,8 @@ class Options:
         max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
             patterns (``fnmatch``) to such values, of which the first match counts.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
-            ``"trained"`` for bounded activations, whose bound is the threshold.
+            ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
+            and nothing is observed.
         channel_wise: a threshold for each channel, else one for the layer.
         potential: initial membrane potential: ``"zero"``, ``"half"`` (θ/2), ``"ann"`` (per channel,
             from the ANN's activations) or ``"data"`` (per channel, on the spiking prefix).
@@ -230,6 +232,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._statistics: dict[str, ActivationStatistics] = {}
         self._example = torch.empty(0)
         self._ann_modules: dict[str, nn.Module] = {}
+        self._trained: dict[str, nn.Module] = {}
 
     @classmethod
     def preset(
@@ -270,16 +273,20 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         check_equal(gm, ann, self._example)
         if not activation_names(gm):
             raise ValueError(
-                "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k)) to convert"
+                "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, "
+                "QCFS) to convert"
             )
+        self._trained = clip_bounded(gm)
         return gm
 
     def calibrate(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Collect the statistics of every activation over the calibration set."""
         fx_model.eval()  # tracing marks the root as training
+        options = self.options
+        given = options.threshold == "trained" and options.potential != "ann"  # nothing to observe
         self._statistics = observe(
             fx_model,
-            self.calibration_loader,
+            [self._example] if given else self.calibration_loader,
             channel_wise=self.options.channel_wise,
             device=converter.device,
             progress=self.progress,
@@ -295,7 +302,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         }
         for neuron in neurons.values():
             neuron.to(self._example.dtype)  # a half-precision network stays one
-        self._ann_modules = place(fx_model, neurons, self.options.max_pool)
+        self._ann_modules = place(fx_model, neurons, self.options.max_pool) | self._trained
         return fx_model.to(converter.device)
 
     def _neuron(self, name: str, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
@@ -377,6 +384,24 @@ def place(gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str) -
         elif node.op == "call_module" and name in neurons:
             replaced[name] = gm.get_submodule(name)
             gm.set_submodule(name, neurons[name])
+    return replaced
+
+
+def clip_bounded(gm: fx.GraphModule) -> dict[str, nn.Module]:
+    """Put ``Hardtanh(0, bound)`` in the place of bounded activations; returns what it replaced.
+
+    Raises:
+        ValueError: if a bound is not positive and finite.
+    """
+    replaced: dict[str, nn.Module] = {}
+    for name in activation_names(gm):
+        module = gm.get_submodule(name)
+        if isinstance(module, BoundedActivation):
+            bound = module.bound.item()
+            if not 0 < bound < math.inf:
+                raise ValueError(f"activation {name!r}: its bound is {bound}; train the network again")
+            replaced[name] = module
+            gm.set_submodule(name, nn.Hardtanh(0.0, bound))
     return replaced
 
 

@@ -256,8 +256,8 @@ def trained_threshold(statistics: ActivationStatistics, transfer: Transfer) -> T
     """
     if math.isinf(statistics.upper):
         raise ValueError(
-            "threshold='trained' wants activations with an upper bound (ReLU6, Hardtanh(0, k), "
-            "clamp(0, k)), and this one has none; use threshold='mse' for a plain ReLU"
+            "threshold='trained' wants activations with an upper bound (RateNorm, QCFS, ReLU6, "
+            "Hardtanh(0, k), clamp(0, k)), and this one has none; use threshold='mse' for a plain ReLU"
         )
     return torch.full_like(statistics.maximum, statistics.upper / transfer.max_spikes)
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
 from .standardize import describe, unsupported_message
-from .trace import LEAVES, depends_on_input, record, source_line
+from .trace import depends_on_input, record, source_line
 
 __all__ = ["check_batch_independent", "check_equal", "check_supported"]
 
@@ -28,7 +29,7 @@ AFFINE_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
 )
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh)
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh, BoundedActivation)
 
 AFFINE_FUNCTIONS = {
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.getitem),
@@ -102,7 +103,7 @@ def _module_problem(module: nn.Module) -> str | None:
         return "it has no running statistics, so it mixes the samples of a batch; train with them"
     if isinstance(module, nn.Upsample) and module.mode not in _LINEAR_UPSAMPLING:
         return f"mode {module.mode!r} is not supported; use one of {sorted(_LINEAR_UPSAMPLING)}"
-    allowed = (*AFFINE_MODULES, *ACTIVATIONS, *MAX_POOLS, *LEAVES)
+    allowed = (*AFFINE_MODULES, *ACTIVATIONS, *MAX_POOLS)
     return None if isinstance(module, allowed) else _remedy(type(module).__name__)
 
 

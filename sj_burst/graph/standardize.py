@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
 from .trace import call_sites, record, trace
 
@@ -178,6 +179,8 @@ def _module_for(module: nn.Module) -> nn.Module | None:
         return _hardtanh(None, module.min_val, module.max_val)
     if type(module) is nn.Threshold:
         return _threshold(None, module.threshold, module.value)
+    if isinstance(module, BoundedActivation):
+        return copy.deepcopy(module)
     if isinstance(module, MAX_POOLS):
         if module.return_indices:
             raise Unsupported("indices of a max-pooling cannot be used by a spiking network")

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ..bounded import BoundedActivation
+
 __all__ = [
-    "LEAVES",
     "activation_names",
     "call_sites",
     "depends_on_input",
@@ -19,15 +20,12 @@ __all__ = [
     "trace",
 ]
 
-# Modules outside torch.nn that tracing must not look into; training/ adds its activations.
-LEAVES: list[type[nn.Module]] = []
-
 
 class _Tracer(fx.Tracer):
     record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, tuple(LEAVES)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, BoundedActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -115,4 +113,5 @@ def call_sites(gm: fx.GraphModule, target: object) -> int:
 
 def activation_names(gm: fx.GraphModule) -> list[str]:
     """Names of the activation modules of a standardized graph, in order of execution."""
-    return [str(n.target) for n in gm.graph.nodes if is_module(gm, n, (nn.ReLU, nn.Hardtanh))]
+    kinds = (nn.ReLU, nn.Hardtanh, BoundedActivation)
+    return [str(n.target) for n in gm.graph.nodes if is_module(gm, n, kinds)]

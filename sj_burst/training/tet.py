@@ -1,0 +1,175 @@
+"""Fine-tuning of a converted network by surrogate gradients (temporal efficient training)."""
+
+import copy
+import math
+import os
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based.functional import reset_net, set_step_mode
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..graph.network import SpikingNetwork
+from .run import Run, Writer, check_count, check_positive, labelled, step
+
+__all__ = ["finetune", "tet_loss"]
+
+
+def tet_loss(out_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0) -> Tensor:
+    r"""Cross entropy of the answer at every step, not of the mean answer.
+
+    .. math::
+        L = (1-\lambda) \frac1T \sum_t \mathrm{CE}(o(t), y)
+          + \lambda \frac1T \sum_t \mathrm{MSE}(o(t), \varphi)
+
+    Args:
+        out_seq: o, logits of every step ``[T, N, C]``.
+        target: y, class labels ``[N]``.
+        lam: λ in [0, 1], weight of the regularisation.
+        phi: φ, what it pulls the logits to.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if λ is not in [0, 1], or the shapes do not fit.
+
+    Source: Deng et al., "Temporal efficient training of spiking neural network via gradient
+    re-weighting", ICLR 2022.
+
+    Example:
+        >>> round(tet_loss(torch.zeros(2, 1, 4), torch.tensor([3]), lam=0.0).item(), 4)
+        1.3863
+    """
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam must be in [0, 1], got {lam}")
+    if out_seq.dim() != 3 or out_seq.shape[1:2] != target.shape:
+        raise ValueError(
+            f"out_seq must be [T, N, C] and target [N], got {tuple(out_seq.shape)} and "
+            f"{tuple(target.shape)}; a network in step mode 'm', or snn.hold(x, T), gives such outputs"
+        )
+    entropy = F.cross_entropy(out_seq.flatten(0, 1), target.repeat(len(out_seq)))
+    return (1 - lam) * entropy + lam * (out_seq - phi).square().mean()
+
+
+class _Scales(nn.Module):
+    """Scales e^s > 0 of thresholds and initial potentials; the neurons keep plain buffers."""
+
+    def __init__(self, snn: SpikingNetwork) -> None:
+        super().__init__()
+        self.nodes = list(snn.neurons().values())
+        self.start = [
+            (node.threshold.detach().clone(), node.v_init.detach().clone()) for node in self.nodes
+        ]
+        self.logs = nn.ParameterList([torch.zeros_like(theta) for theta, _ in self.start])
+
+    def apply_to_nodes(self) -> None:
+        """Set θ = θ₀·e^s and v(0) = v₀·e^s, as functions of s while gradients are on."""
+        for node, (theta, v_init), log in zip(self.nodes, self.start, self.logs, strict=True):
+            node.threshold, node.v_init = theta * log.exp(), v_init * log.exp()
+
+
+def finetune(
+    snn: SpikingNetwork,
+    loader: Iterable[Any],
+    time_steps: int,
+    *,
+    epochs: int = 1,
+    lr: float = 1e-4,
+    lam: float = 0.05,
+    phi: float = 1.0,
+    train_thresholds: bool = True,
+    step_mode: str = "m",
+    checkpoint: str | os.PathLike[str] | None = None,
+    writer: Writer | None = None,
+    progress: bool = True,
+) -> SpikingNetwork:
+    r"""Train a copy of a converted network for T steps by :func:`tet_loss`.
+
+    Gradients pass the neurons by their surrogate functions and lateral-inhibition pooling exactly,
+    back through time. Adam's learning rate falls to zero along a
+    cosine (epoch by epoch if the loader has no length). Thresholds are trained as
+    :math:`\theta = \theta_0 e^s`, positive by construction, and the initial potentials keep their
+    ratio to them; both are buffers again in the network that is returned, so that ``save`` and
+    ``load`` work as before. BatchNorm that is not fused stays in eval mode.
+
+    Args:
+        snn: a converted network with finite Γ; stays as it is, but for its reset state.
+        loader: training batches ``(input, label)``; each input is presented for T steps.
+        time_steps: T ≥ 1 to train for.
+        epochs: number of passes over the loader.
+        lr: Adam's learning rate at the start.
+        lam: λ of the loss.
+        phi: φ of the loss.
+        train_thresholds: train thresholds, too.
+        step_mode: ``"m"`` runs all steps at once; ``"s"`` one after the other, with the same result.
+        checkpoint: file written after every epoch; if it exists, the run goes on from there.
+        writer: TensorBoard writer, or anything with ``add_scalar``.
+        progress: show a progress bar.
+
+    Returns:
+        The fine-tuned network in eval mode, with its state reset.
+
+    Raises:
+        ValueError: for a bad value, if the loss becomes NaN, or if Γ is infinite.
+        TypeError: for another network, or a loader without labels.
+
+    Source: Deng et al., ICLR 2022.
+
+    Example:
+        >>> from spikingjelly.activation_based import ann2snn
+        >>> from sj_burst import BurstRecipe
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> data = [(torch.rand(16, 3), torch.randint(2, (16,)))]
+        >>> snn = ann2snn.Converter(BurstRecipe(data, max_spikes=1, progress=False)).convert(ann)
+        >>> tuned = finetune(snn, data, time_steps=2, progress=False)
+        >>> torch.equal(tuned.graph.get_submodule("0").weight, snn.graph.get_submodule("0").weight)
+        False
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(f"finetune wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if step_mode not in ("s", "m"):
+        raise ValueError(f"step_mode must be 's' or 'm', got {step_mode!r}")
+    check_count(time_steps=time_steps, epochs=epochs)
+    check_positive(lr=lr)
+    reset_net(snn)
+    net = copy.deepcopy(snn).eval().requires_grad_(True)
+    set_step_mode(net, step_mode)
+    scales = _Scales(net)
+    parameters = [*net.parameters(), *(scales.logs if train_thresholds else [])]
+    optimizer = torch.optim.Adam(parameters, lr)
+    settings = dict(
+        **dict(time_steps=time_steps, epochs=epochs, lr=lr, lam=lam, phi=phi),
+        train_thresholds=train_thresholds,
+    )
+    run = Run(checkpoint, settings, loader, nn.ModuleList([net, scales]), optimizer)
+    device = next(net.buffers()).device
+    count = len(loader) if isinstance(loader, Sized) else math.inf
+    for epoch in range(run.epoch, epochs):
+        losses = []
+        pairs = labelled(loader, "loader", device)
+        bar = tqdm(pairs, f"tune {epoch + 1}/{epochs}", disable=not progress, leave=False)
+        for index, (x, target) in enumerate(bar):
+            done = (epoch + index / count) / epochs
+            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * done)) / 2
+            scales.apply_to_nodes()
+            out_seq = _outputs(net, x, time_steps, step_mode)
+            losses.append(step(tet_loss(out_seq, target, lam, phi), optimizer))
+            reset_net(net)
+        with torch.no_grad():
+            scales.apply_to_nodes()
+        if writer is not None:
+            writer.add_scalar("tet/loss", sum(losses) / len(losses), epoch + 1)
+        run.save(epoch + 1)
+    set_step_mode(net, snn.step_mode)
+    return net
+
+
+def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Tensor:
+    """Logits at every step for an input that is held, ``[T, N, C]``."""
+    if step_mode == "m":
+        return net.hold(x, time_steps)
+    return torch.stack([net(x) for _ in range(time_steps)])
