@@ -117,7 +117,7 @@ def main() -> None:
     qcfs = train_rates(
         replace_relu(ann, lambda: QCFS(levels=4)), batched(rest, 5000, size=50), epochs=1, lr=5e-3
     )
-    options = dict(threshold="trained", time_steps=4, max_spikes=1, potential="half")
+    options = dict(threshold="trained", time_steps=4, max_spikes=1, calibration="none")
     results["QCFS, L=4"] = run(qcfs, sj_burst.BurstRecipe(calibration, **options), test, args)
     print(f"\nQCFS, L=4: {100 * accuracy(qcfs, test, args.device):.1f} % as an ANN\n")
     print_table({label: r.accuracy for label, r in results.items()}, "accuracy (%), Γ=1")

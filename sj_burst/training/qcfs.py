@@ -25,7 +25,7 @@ class QCFS(BoundedActivation):
         \frac{\partial a}{\partial \lambda} = \frac{a - x\,[0 < x < \lambda]}{\lambda}
 
     A network of these converts with ``BurstRecipe(loader, threshold="trained", time_steps=L,
-    max_spikes=1, potential="half")``: θ = λ, v0 = θ/2, and nothing is observed. At Γ = L and T = 1
+    max_spikes=1, calibration="none")``: θ = λ, v0 = θ/2, and nothing is observed. At Γ = L and T = 1
     the spiking network computes exactly what this one does.
 
     Args:

@@ -46,7 +46,7 @@ def test_the_threshold_is_the_bound_over_the_burst(convert, network, max_spikes,
 def test_it_converges_to_the_clipped_network(convert, max_spikes):
     ann = rate_norm_vgg()
     assert not torch.allclose(ann(X), rate_free(ann)(X), rtol=1e-2)  # the clips matter
-    snn = convert(ann, [X], threshold="trained", max_spikes=max_spikes)
+    snn = convert(ann, [X], threshold="trained", max_spikes=max_spikes, calibration="none")
     out = snn.hold(X, 512).mean(0)
     assert (out - ann(X)).norm() < 0.01 * ann(X).norm()
 
@@ -67,15 +67,15 @@ def test_one_step_of_bursts_is_exactly_qcfs(convert, levels, network):
     if network == "resnet":
         ann = replace_relu(resnet(), lambda: QCFS(levels, bound=2.0), example=x[:2].float())
     ann = ann.double()
-    snn = convert(ann, [x], threshold="trained", potential="half", max_spikes=levels)
+    snn = convert(ann, [x], threshold="trained", potential="half", max_spikes=levels, calibration="none")
     assert torch.allclose(snn.hold(x, 1)[0], ann(x))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_other_rules_stay_below_the_bound(convert, network):
     ann = network()
-    free = convert(rate_free(ann), [X], threshold="max", max_spikes=2)
-    snn = convert(ann, [X], threshold="max", max_spikes=2)
+    free = convert(rate_free(ann), [X], threshold="max", max_spikes=2, calibration="none")
+    snn = convert(ann, [X], threshold="max", max_spikes=2, calibration="none")
     first = next(iter(bounds(ann)))
     expected = free.neurons()[first].threshold.clamp(max=bounds(ann)[first] / 2)
     assert torch.allclose(snn.neurons()[first].threshold, expected)
@@ -94,7 +94,7 @@ class Counting(list):
 
 def test_nothing_is_observed(convert):
     loader = Counting([X] * 5)
-    convert(rate_norm_vgg(), loader, threshold="trained")
+    convert(rate_norm_vgg(), loader, threshold="trained", calibration="none")
     assert loader.batches_read == 1  # the example
 
 

@@ -85,7 +85,7 @@ def test_gradients_against_an_unrolled_network(convert):
     pool = nn.Unflatten(1, (1, 8)), nn.MaxPool1d(2)
     ann = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), *pool, nn.Linear(4, 5), nn.Flatten()).double()
     x = torch.rand(6, 3, dtype=torch.float64)
-    options = dict(max_spikes=2, time_steps=3, inactivated_spikes="allow")
+    options = dict(max_spikes=2, time_steps=3, inactivated_spikes="allow", calibration="none")
     snn = convert(ann, [x], **options).requires_grad_(True)
     assert isinstance(snn.graph.get_submodule("3"), LIPool)
     weights = [snn.graph.get_submodule(name).weight for name in ("0", "4")]
