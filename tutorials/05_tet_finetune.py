@@ -4,8 +4,8 @@
 
 Converts the quickstart network at Γ = 1, trains the result for T = 2 by surrogate gradients with the
 loss of temporal efficient training, thresholds included, and compares accuracy and spikes before and
-after. Draws figures/05_tet_finetune.png. About a minute and a half on two CPU
-cores once the ANN is trained.
+after, beside those of the training-free calibration. Draws figures/05_tet_finetune.png. About a minute
+and a half on two CPU cores once the ANN is trained.
 """
 
 import time
@@ -34,8 +34,11 @@ def main() -> None:
     ann_accuracy = accuracy(ann, test, args.device)
     print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
 
-    recipe = sj_burst.BurstRecipe(calibration, time_steps=args.tune_steps, max_spikes=args.max_spikes)
-    snn = ann2snn.Converter(recipe, device=args.device).convert(ann)
+    options = dict(time_steps=args.tune_steps, max_spikes=args.max_spikes)
+    converted = {}
+    for name in ("none", "advanced"):
+        recipe = sj_burst.BurstRecipe(calibration, calibration=name, **options)
+        converted[name] = ann2snn.Converter(recipe, device=args.device).convert(ann)
 
     count = min(args.tune_images, args.train_images or args.tune_images)
     images, labels = (part[:count] for part in data["train"])
@@ -43,13 +46,17 @@ def main() -> None:
     torch.manual_seed(args.seed)
     loader = torch.utils.data.DataLoader(dataset, batch_size=50, shuffle=True)
     start = time.perf_counter()
-    tuned = sj_burst.training.finetune(snn, loader, args.tune_steps, epochs=args.tune_epochs, lr=args.lr)
+    tuned = sj_burst.training.finetune(
+        converted["none"], loader, args.tune_steps, epochs=args.tune_epochs, lr=args.lr
+    )
     print(f"fine-tuned on {count} images in {time.perf_counter() - start:.0f} s")
 
-    results = {
-        "converted": sj_burst.simulate(snn, test, args.time_steps),
-        f"fine-tuned for T={args.tune_steps}": sj_burst.simulate(tuned, test, args.time_steps),
+    networks = {
+        "converted": converted["none"],
+        "converted and calibrated": converted["advanced"],
+        f"converted and fine-tuned for T={args.tune_steps}": tuned,
     }
+    results = {label: sj_burst.simulate(snn, test, args.time_steps) for label, snn in networks.items()}
     print_table({label: r.accuracy for label, r in results.items()}, "accuracy (%)")
     print()
     print_table({k: r.total_spikes for k, r in results.items()}, "spikes per image (×1000)", 1e-3)
