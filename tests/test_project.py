@@ -48,10 +48,14 @@ def test_readme_pictures_exist():
         assert (ROOT / picture).is_file(), picture
 
 
+SMALLEST = {"08_benchmark.py": ["--time-steps", "1", "2", "--only", "*max", "*burst", "*Γ=[14]"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "tutorials").glob("[0-9]*.py")))
 def test_tutorials_run_at_their_smallest_size(script, tmp_path):
     small = ["--epochs", "1", "--train-images", "500", "--test-images", "100"]
+    small += SMALLEST.get(script, [])
     result = run(
         *(sys.executable, "-W", "ignore", f"tutorials/{script}", *small),
         *("--calibration-images", "100", "--figures", str(tmp_path)),
