@@ -1,4 +1,31 @@
-"""Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter."""
+"""Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter.
+
+Convert
+    - :class:`BurstRecipe`: for ``spikingjelly.activation_based.ann2snn.Converter``; its options are
+      :class:`Options`, published settings are in :data:`PRESETS`.
+    - :func:`recommend`: the cheapest T and Γ that keep a network's accuracy.
+    - :func:`standardize`: the graph of modules that a network is rewritten to first.
+
+Run
+    - :class:`SpikingNetwork`: what a conversion returns; ``hold(x, T)``, or SpikingJelly's step modes.
+    - :func:`simulate`: accuracy after every step, spikes, SynOps, as a :class:`SimulationResult`.
+    - :func:`fit_early_exit`: how sure an answer must be for a sample to leave early.
+    - :func:`set_backend`: torch, numba or CuPy.
+    - :func:`save`, :func:`load`: a network in a file, and back to the last bit.
+
+Understand
+    - :func:`report`: what every layer lost, why, and which option mends it, as a :class:`Report`.
+    - :func:`synops`: synaptic operations and energy.
+    - :func:`inactivated_share`: neurons that fire although the ANN's are silent.
+    - :mod:`plot`: accuracy over time and spikes, errors of layers, rasters, membrane potentials.
+
+Train
+    - :mod:`training`: rate norm layers and threshold scales, QCFS, temporal efficient training.
+
+Build
+    - :class:`BurstIFNode`; :mod:`sj_burst.pooling`, :mod:`sj_burst.encoding`, and the arithmetic in
+      :mod:`sj_burst.functional`.
+"""
 
 from . import plot, training
 from .backends import set_backend
