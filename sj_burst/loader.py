@@ -75,6 +75,9 @@ def batches(loader: Iterable[Any], name: str = "loader") -> Iterator[tuple[Tenso
 def take(loader: Iterable[Any], samples: int, name: str = "loader") -> list[Tensor]:
     """The first ``samples`` inputs of a loader, in its own batches.
 
+    Raises:
+        ValueError: if there is no batch, or inputs differ in shape.
+
     Example:
         >>> import torch
         >>> [len(x) for x in take([torch.zeros(3, 1), torch.zeros(3, 1)], 4)]
@@ -84,6 +87,11 @@ def take(loader: Iterable[Any], samples: int, name: str = "loader") -> list[Tens
     missing = samples
     for x, _ in batches(loader, name):
         taken.append(x[:missing])
+        if x.shape[1:] != taken[0].shape[1:]:
+            raise ValueError(
+                f"{name} yields inputs of shapes {list(taken[0].shape[1:])} and {list(x.shape[1:])}; "
+                "bring them to one"
+            )
         missing -= len(taken[-1])
         if missing == 0:
             break

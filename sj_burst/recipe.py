@@ -1,6 +1,5 @@
 """The conversion recipe, its options, and the published settings by name."""
 
-import copy
 import dataclasses
 import fnmatch
 import math
@@ -26,7 +25,7 @@ from .graph import (
     standardize,
 )
 from .graph.hold import hold_constants
-from .graph.trace import activation_names, is_module, record
+from .graph.trace import activation_names, is_module, plain_copy, record
 from .inactivated import SpikeCalibratedNode
 from .loader import batches, check_loader, take
 from .neuron import BurstIFNode, check_max_spikes
@@ -264,11 +263,18 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         example = torch.cat([x[:2] for x in take(self.calibration_loader, 2, "calibration_loader")])
         example = example.to(converter.device)
         self._example = torch.cat([example, example])[:2]
-        ann = copy.deepcopy(ann).to(converter.device).eval()
+        if isinstance(ann, SpikingNetwork):
+            raise TypeError("the network is converted already; pass the one it was converted from")
+        if self.options.coding != "direct" and not example.is_floating_point():
+            raise ValueError(
+                f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
+                f"{example.dtype}; scale them in the loader, or use coding='direct'"
+            )
+        ann = plain_copy(ann).to(converter.device)
         gm = standardize(ann, self._example)
         check_supported(gm, self._example)
-        check_batch_independent(gm, self._example)
         check_equal(gm, ann, self._example)
+        check_batch_independent(gm, self._example)
         fuse(gm, self._example)
         check_equal(gm, ann, self._example)
         if not activation_names(gm):
@@ -300,8 +306,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             name: self._neuron(name, statistics, max_spikes[name])
             for name, statistics in self._statistics.items()
         }
+        dtype = next(fx_model.parameters(), self._example).dtype
         for neuron in neurons.values():
-            neuron.to(self._example.dtype)  # a half-precision network stays one
+            neuron.to(dtype)  # a half-precision network stays one
         self._ann_modules = place(fx_model, neurons, self.options.max_pool) | self._trained
         return fx_model.to(converter.device)
 

@@ -107,7 +107,8 @@ def simulate(
 
     Raises:
         ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
-            that was not converted by ``sj_burst``, or the loader is empty.
+            that was not converted by ``sj_burst``, or the loader is empty, or inputs are NaN, or
+            targets or the reference do not fit the output.
         TypeError: for a loader that does not yield tensors or (input, target) tuples.
 
     Example:
@@ -133,9 +134,12 @@ def simulate(
             if isinstance(snn, SpikingNetwork):
                 outputs = stack.enter_context(count_outputs(snn))
             for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
+                _check_batch(x, target)
                 x = x.to(device)
                 plan = plan or _plan(snn, x, time_steps, chunk, early_exit)
-                wanted = None if reference is None else evaluate(reference.to(device), x)
+                wanted: Tensor | None = None
+                if reference is not None:  # it stays where it is
+                    wanted = evaluate(reference, x.to(_device_of(reference))).to(device)
                 for first in range(0, len(x), plan.samples):
                     rows = slice(first, first + plan.samples)
                     counter.restart()
@@ -171,6 +175,16 @@ def _check(
             )
     if not hasattr(loader, "__next__"):  # it is read only once here
         check_loader(loader)
+
+
+def _check_batch(x: Tensor, target: Any) -> None:
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError("loader yields NaN or infinite inputs; leave them out")
+    if target is not None and not isinstance(target, Tensor):
+        raise TypeError(
+            f"loader yields targets of type {type(target).__name__}; they must be tensors, one label a "
+            "sample, or left out"
+        )
 
 
 class _Plan(NamedTuple):
@@ -311,7 +325,8 @@ class _Totals:
         self.correct = torch.zeros(time_steps, dtype=torch.float64)
         self.squares = torch.zeros(time_steps, dtype=torch.float64)
         self.reference = torch.zeros((), dtype=torch.float64)
-        self.with_target = self.with_reference = False
+        self.labelled: set[bool] = set()
+        self.with_reference = False
         self.outputs: list[Tensor] = []
         self.exits: list[Tensor] = []
         self.seconds = 0.0
@@ -333,7 +348,7 @@ class _Totals:
         batch.keep(torch.zeros_like(batch.active, dtype=torch.bool))
         self.correct += batch.per_step(batch.hits)
         self.squares += batch.per_step(batch.errors)
-        self.with_target |= batch.classes
+        self.labelled.add(batch.classes)
         if wanted is not None:
             self.with_reference = True
             self.reference += wanted.float().square().sum().double().cpu()
@@ -343,12 +358,14 @@ class _Totals:
 
     def result(self, spikes: dict[str, Tensor]) -> SimulationResult:
         """The means, over all processes."""
+        if len(self.labelled) > 1:
+            raise ValueError("loader yields class labels in some batches only; give them to all or none")
         exits = torch.cat(self.exits)
         samples = int(distributed.total(torch.tensor(len(exits))))
         correct, squares = distributed.total(self.correct), distributed.total(self.squares)
         error = (squares / distributed.total(self.reference).clamp_min(1e-300)).sqrt()
         return SimulationResult(
-            accuracy=(correct / samples).float() if self.with_target else None,
+            accuracy=(correct / samples).float() if True in self.labelled else None,
             error=error.float() if self.with_reference else None,
             output=torch.cat(self.outputs),
             spikes={
@@ -379,8 +396,11 @@ class _Answers:
     def step(self, out: Tensor) -> None:
         """Take the output of the samples that are still there."""
         if self.steps == 0:
-            self.total = torch.zeros_like(out)
-            self.output = torch.zeros_like(out)
+            self._check(out)
+            # Half precision would lose more in the sum than in the network.
+            dtype = torch.promote_types(out.dtype, torch.float32)
+            self.total = torch.zeros_like(out, dtype=dtype)
+            self.output = torch.zeros_like(out, dtype=dtype)
             self.active, self.exits = self.active.to(out.device), self.exits.to(out.device)
         self.total = self.total + out
         self.steps += 1
@@ -391,6 +411,21 @@ class _Answers:
         if self.wanted is not None:
             difference = (self.mean() - self.wanted[self.active]).float()
             self._record(self.errors, difference.flatten(1).square().sum(1))
+
+    def _check(self, out: Tensor) -> None:
+        """Raise where shapes would broadcast to a wrong result."""
+        labels = out[:, 0].shape if out.dim() > 1 and out.shape[1] > 1 else None
+        if self.classes and self.target is not None and self.target.shape != labels:
+            raise ValueError(
+                f"targets {list(self.target.shape)} do not fit the output {list(out.shape)}; accuracy "
+                "needs class scores [N, classes ≥ 2, ...] and labels [N, ...]. Without accuracy: leave "
+                "targets out, or make them floating-point"
+            )
+        if self.wanted is not None and self.wanted.shape != out.shape:
+            raise ValueError(
+                f"reference returns {list(self.wanted.shape)}, the network {list(out.shape)}; pass the "
+                "network that it was converted from"
+            )
 
     def _record(self, history: list[Tensor], values: Tensor) -> None:
         now = history[-1].clone() if history else values.new_zeros(self.samples)

@@ -153,11 +153,44 @@ def test_bad_loaders(convert):
         convert(vgg(), [{"image": IMAGES[0]}])
     with pytest.raises(ValueError, match="empty batch"):
         convert(vgg(), [torch.empty(0, 2, 8, 8)])
+    with pytest.raises(ValueError, match="shapes"):
+        convert(vgg(), [torch.rand(1, 2, 8, 8), torch.rand(1, 2, 9, 9)])
+
+
+def test_integer_images(convert):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = vgg()
+
+        def forward(self, x):
+            return self.net(x.float() / 255)
+
+    ann, images = Scaled(), (255 * IMAGES[0]).byte()
+    snn = convert(ann, [images], time_steps=64, calibration="none")
+    assert error(snn, ann, images, 256) < 0.05
+    with pytest.raises(ValueError, match="coding='rate' needs images of real numbers"):
+        convert(ann, [images], coding="rate")
+
+
+def test_an_input_of_another_rank_is_refused(convert):
+    snn = convert(vgg(), IMAGES, calibration="none")
+    with pytest.raises(ValueError, match=r"\[N, 2, 8, 8\] in step_mode='s', got \[2, 8, 8\]"):
+        snn(IMAGES[0][0])
+    functional.set_step_mode(snn, "m")
+    with pytest.raises(ValueError, match=r"\[T, N, 2, 8, 8\] in step_mode='m'"):
+        snn(IMAGES[0])
+    with pytest.raises(ValueError, match="time_steps must be at least 1, got 0"):
+        snn.hold(IMAGES[0], 0)
+    with pytest.raises(TypeError, match="converted already"):
+        convert(snn, IMAGES)
 
 
 def test_nan_and_no_activation(convert):
     with pytest.raises(ValueError, match="NaN"):
         convert(vgg(), [IMAGES[0], torch.full((2, 2, 8, 8), math.nan)])
+    with pytest.raises(ValueError, match="NaN"):
+        convert(vgg(), [torch.full((2, 2, 8, 8), math.nan)])
     with pytest.raises(ValueError, match="no ReLU"):
         convert(nn.Sequential(nn.Linear(2, 2)), [torch.rand(4, 2)])
 

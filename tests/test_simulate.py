@@ -140,6 +140,42 @@ def test_bad_arguments(convert):
         simulate(snn, [], 4, progress=False)
     with pytest.raises(TypeError, match="yields str batches"):
         simulate(snn, ["image"], 4, progress=False)
+    with pytest.raises(ValueError, match="NaN or infinite inputs"):
+        simulate(snn, [X / 0], 4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([(X, Y.unsqueeze(1))], r"targets \[16, 1\] do not fit the output \[16, 5\]"),
+        ([(X, Y[:10])], "do not fit"),
+        ([(X[:5], torch.eye(5).long())], "do not fit"),
+        ([DATA[0], X], "some batches only"),
+    ],
+)
+def test_targets_that_do_not_fit(convert, loader, message):
+    snn = convert(vgg(), [X], calibration="none")
+    with pytest.raises(ValueError, match=message):
+        simulate(snn, loader, 4, progress=False)
+    with pytest.raises(TypeError, match="targets of type list"):
+        simulate(snn, [(X, Y.tolist())], 4, progress=False)
+
+
+def test_a_reference_of_another_shape_is_refused(convert):
+    ann = vgg()
+    snn = convert(ann, [X], calibration="none")
+    with pytest.raises(ValueError, match=r"reference returns \[16, 1\], the network \[16, 5\]"):
+        simulate(snn, [X], 4, reference=nn.Sequential(ann, nn.Linear(5, 1)), progress=False)
+
+
+def test_half_precision_is_summed_in_single_precision(convert):
+    ann, x = vgg().bfloat16(), X.bfloat16()
+    snn = convert(ann, [x])
+    result = simulate(snn, [x], 64, chunk=8, progress=False)
+    functional.reset_net(snn)
+    with torch.no_grad():
+        expected = torch.stack([snn(x) for _ in range(64)]).float().mean(0)
+    assert torch.allclose(result.output, expected, atol=1e-5)
 
 
 def test_inactivated_share_counts_neurons(convert):

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
 from .standardize import describe, unsupported_message
-from .trace import depends_on_input, record, source_line
+from .trace import depends_on_input, is_module, record, source_line
 
 __all__ = ["check_batch_independent", "check_equal", "check_supported"]
 
@@ -82,11 +82,13 @@ def _problem(
     """What is wrong with one node, or None."""
     operands = [n for n in node.all_input_nodes if n in dynamic and isinstance(values[n], Tensor)]
     if node.op == "call_module":
-        return _module_problem(gm.get_submodule(str(node.target)))
+        return _module_problem(gm.get_submodule(str(node.target))) or _shape_problem(gm, node, values)
     if node.op not in ("call_function", "call_method") or not _has_tensor(values[node]):
         return None
     if not operands and not any(n in dynamic and _has_tensor(values[n]) for n in node.all_input_nodes):
         return None  # constants may be computed in any way
+    if _rounds(node, operands, values):
+        return "it rounds, which a rate does not pass; leave the rounding out"
     products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
     if node.target in products:
         several = len(operands) > 1 or _occurrences(node, operands) > 1
@@ -94,6 +96,14 @@ def _problem(
         return REMEDIES["mul"] if several or divisor else None
     affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS
     return None if node.target in affine else _remedy(str(describe(gm, node)))
+
+
+def _rounds(node: fx.Node, operands: list[fx.Node], values: dict[fx.Node, Any]) -> bool:
+    """Whether a node makes integers of real numbers, in their type or by division."""
+    value = values[node]
+    casts = isinstance(value, Tensor) and not value.is_floating_point()
+    real = any(values[n].is_floating_point() for n in operands)
+    return node.kwargs.get("rounding_mode") is not None or (casts and real)
 
 
 def _module_problem(module: nn.Module) -> str | None:
@@ -105,6 +115,12 @@ def _module_problem(module: nn.Module) -> str | None:
         return f"mode {module.mode!r} is not supported; use one of {sorted(_LINEAR_UPSAMPLING)}"
     allowed = (*AFFINE_MODULES, *ACTIVATIONS, *MAX_POOLS)
     return None if isinstance(module, allowed) else _remedy(type(module).__name__)
+
+
+def _shape_problem(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> str | None:
+    if is_module(gm, node, ACTIVATIONS) and values[node].dim() < 2:
+        return "it acts on one number per sample; give it a channel dimension, as in x.unsqueeze(1)"
+    return None
 
 
 _LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
@@ -219,7 +235,7 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
         >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
     """
-    expected, got = evaluate(model, x), gm(x)
+    expected, got = evaluate(model, x), gm(x.clone())
     if not isinstance(expected, Tensor):
         raise ValueError(
             f"the network must return one tensor, it returned {type(expected).__name__}; wrap it in "
@@ -241,7 +257,7 @@ def evaluate(model: nn.Module, x: Tensor) -> Any:
     """Output of ``model`` in eval mode; the training flags of its modules are put back."""
     modes = {module: module.training for module in model.modules()}
     try:
-        return model.eval()(x)
+        return model.eval()(x.clone())  # the forward may write into its input
     finally:
         for module, mode in modes.items():
             module.training = mode

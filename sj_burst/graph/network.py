@@ -53,7 +53,9 @@ class SpikingNetwork(nn.Module, base.StepModule):
     def forward(self, x: Tensor) -> Tensor:
         """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``."""
         if self.step_mode == "s":
+            self.check_input(x)
             return self.graph(x)
+        self.check_input(x, leading="T, N")
         steps, batch = x.shape[:2]
         return self._run(x.flatten(0, 1), Window(steps, batch))
 
@@ -63,7 +65,23 @@ class SpikingNetwork(nn.Module, base.StepModule):
         What comes before the first neuron is computed once. The membrane potentials go on from
         where they are, so T may be cut into chunks at will. Works in either step mode.
         """
+        if time_steps < 1:
+            raise ValueError(f"time_steps must be at least 1, got {time_steps}")
+        self.check_input(x)
         return self._run(x, Window(time_steps, len(x)))
+
+    def check_input(self, x: Tensor, leading: str = "N") -> None:
+        """Raise unless ``x`` has as many dimensions as the batches of calibration, and time.
+
+        Raises:
+            ValueError: names what is expected.
+        """
+        expected = [*leading.split(", "), *map(str, self.input_shape)]
+        if self.input_shape and x.dim() != len(expected):
+            raise ValueError(
+                f"the network takes inputs [{', '.join(expected)}] in step_mode={self.step_mode!r}, "
+                f"got {list(x.shape)}; hold(x, T) presents [N, ...] for T steps in either mode"
+            )
 
     def present(self, x: Tensor) -> Presentation:
         """Hold ``x`` for as many steps, in as many parts, as :class:`Presentation` is asked for."""

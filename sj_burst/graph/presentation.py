@@ -37,6 +37,7 @@ class Presentation:
     """
 
     def __init__(self, snn: "SpikingNetwork", x: Tensor) -> None:
+        snn.check_input(x)
         self.snn, self.x = snn, x
         constant = constant_nodes(snn.graph)
         self._depending = depends_on_input(snn.graph) & constant

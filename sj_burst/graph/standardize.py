@@ -1,6 +1,7 @@
 """Rewrite a network to a graph in which every activation and pooling is a module of its own."""
 
 import copy
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -165,6 +166,13 @@ METHODS: dict[str, Callable[..., nn.Module | None]] = {
     "mean": _mean,
 }
 
+OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
 # Modules that change the tensor they are given when their ``inplace`` is set.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -195,8 +203,9 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
 
     Functional ReLUs, bounded ReLUs, poolings and means become modules named after the module whose
     forward calls them; sizes computed from ``x.size()`` are resolved on the example; Dropout is
-    dropped; an activation or max-pooling module that is called k times becomes k modules. The
-    model itself is left as it was. The result is a plain graph that any converter accepts.
+    dropped; an activation or max-pooling module that is called k times becomes k modules; sums and
+    products in place become new tensors. The model itself and ``x`` are left as they were. The
+    result is a plain graph that any converter accepts.
 
     Args:
         model: a network with one input.
@@ -206,7 +215,8 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
         A graph module with ``model``'s values in eval mode, with its own copies of the parameters.
 
     Raises:
-        ValueError: if the forward cannot be traced, or a call has no spiking counterpart.
+        ValueError: if the forward cannot be traced, or does not run on ``x``, or a call has no
+            spiking counterpart.
 
     Example:
         >>> class Net(nn.Module):
@@ -216,7 +226,14 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
         ['x', 'relu', 'avg_pool2d', 'output']
     """
     gm = trace(model)
-    values = record(gm, x)
+    try:
+        values = record(gm, x)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): "
+            f"{reason}; the loader must yield what the network was trained on"
+        ) from error
     problems: list[str] = []
     for node in list(gm.graph.nodes):
         try:
@@ -226,6 +243,8 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
             continue
         if replacement is not None:
             _replace(gm, node, replacement, values)
+        else:
+            _write_out_of_place(gm, node)
     if problems:
         raise ValueError(unsupported_message(problems))
     _drop_identities(gm)
@@ -266,9 +285,23 @@ def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: dict[
     node.replace_all_uses_with(new)
     gm.graph.erase_node(node)
     if overwrites:
-        # Later readers of the tensor that was overwritten saw the new value.
-        later = list(gm.graph.nodes)[list(gm.graph.nodes).index(new) + 1 :]
-        source.replace_all_uses_with(new, delete_user_cb=lambda user: user in later)
+        _read_instead(gm, source, new)
+
+
+def _write_out_of_place(gm: fx.GraphModule, node: fx.Node) -> None:
+    """``x += y`` and ``x.add_(y)`` as ``x = x + y``, which leaves the network's input alone."""
+    target: Any = OUT_OF_PLACE.get(node.target) if node.op == "call_function" else None
+    if node.op == "call_method" and _is_in_place(gm, node) and hasattr(Tensor, str(node.target)[:-1]):
+        target = str(node.target)[:-1]
+    if target is not None and node.args and isinstance(node.args[0], fx.Node):
+        node.target = target
+        _read_instead(gm, node.args[0], node)
+
+
+def _read_instead(gm: fx.GraphModule, source: fx.Node, new: fx.Node) -> None:
+    """Later readers of a tensor that was overwritten saw the new value."""
+    later = list(gm.graph.nodes)[list(gm.graph.nodes).index(new) + 1 :]
+    source.replace_all_uses_with(new, delete_user_cb=lambda user: user in later)
 
 
 def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:

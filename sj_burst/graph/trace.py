@@ -6,7 +6,9 @@ import os
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from ..bounded import BoundedActivation
 
@@ -15,6 +17,7 @@ __all__ = [
     "call_sites",
     "depends_on_input",
     "is_module",
+    "plain_copy",
     "record",
     "source_line",
     "trace",
@@ -28,13 +31,49 @@ class _Tracer(fx.Tracer):
         return isinstance(m, BoundedActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
+
+    Raises:
+        ValueError: if the network cannot be copied, or computes a weight in a hook.
+    """
+    remedy = (
+        "; make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight') or "
+        "torch.nn.utils.remove_weight_norm(module)"
+    )
+    try:
+        model = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise ValueError(f"{type(model).__name__} cannot be copied ({error}){remedy}") from error
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            _drop_parametrizations(module)
+        if "weight" in vars(module):  # neither a parameter nor a buffer
+            raise ValueError(f"{name or 'the network'} computes its weight in a hook{remedy}")
+    return model
+
+
+def _drop_parametrizations(module: Any) -> None:
+    """Keep the values that parametrizations compute.
+
+    Not ``remove_parametrizations``: it changes the class, which a copy shares with its original.
+    """
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
     """Trace a deep copy of ``model`` in eval mode; arguments with defaults keep their defaults.
 
     Raises:
         ValueError: if the forward cannot be traced, or takes more than one input.
     """
-    model = copy.deepcopy(model).eval()
+    model = plain_copy(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript module cannot be traced; pass the network it was made from")
     parameters = list(inspect.signature(model.forward).parameters.values())
     required = [
         p.name
@@ -44,7 +83,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if len(required) != 1:
         raise ValueError(
             f"{type(model).__name__}.forward must take exactly one input without a default, it "
-            f"takes {required}; wrap the network in a module whose forward takes one tensor"
+            f"takes {required}; wrap the network in a module whose forward takes one tensor, and "
+            "pass the network itself instead of its DataParallel or torch.compile wrapper"
         )
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     tracer = _Tracer()
@@ -81,7 +121,7 @@ class _Recorder(fx.Interpreter):
 def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
     """Value of every node for the input ``x``."""
     recorder = _Recorder(gm)
-    recorder.run(x)
+    recorder.run(x.clone())  # the forward may write into its input
     return recorder.values
 
 

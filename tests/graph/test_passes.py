@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from networks import CifarResNet
 from torch import nn
+from torch.nn.utils import prune
 
 from sj_burst.graph import (
     check_batch_independent,
@@ -122,6 +123,47 @@ def test_what_an_in_place_relu_overwrote_is_read_later():
     check_equal(standardize(net, x), net, x)
 
 
+def test_operations_in_place_leave_the_input_alone():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            x.sub_(0.5).div_(0.2)
+            y = x * 2
+            y += F.relu(x)
+            x.add_(y)
+            return x - y
+
+    x = torch.rand(2, 3)
+    before = x.clone()
+    gm = standardize(InPlace(), x)
+    assert torch.allclose(gm(x), InPlace()(x.clone()))
+    check_equal(gm, InPlace(), x)
+    assert torch.equal(x, before)
+
+
+def test_parametrized_weights_are_taken_as_they_are():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3)).eval()
+    nn.utils.parametrizations.weight_norm(net[0])
+    nn.utils.parametrizations.spectral_norm(net[3])
+    randomize_batch_norm(net)
+    x = torch.rand(2, 1, 6, 6)
+    expected = net(x)
+    gm = fuse(standardize(net, x), x)
+    assert torch.allclose(gm(x), expected, atol=1e-5)
+    assert type(gm.get_submodule("3")) is nn.Conv2d
+    assert torch.equal(net(x), expected)  # the class, which copies share, has kept its weight
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_weights_computed_in_hooks_are_refused(run):
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    x = torch.rand(2, 3)
+    with torch.set_grad_enabled(run):
+        net(x)
+    with pytest.raises(ValueError, match=r"prune.remove\(module, 'weight'\)"):
+        standardize(net, x)
+
+
 def test_batch_norm_folds_backward_and_forward():
     net = nn.Sequential(
         *(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)),
@@ -232,6 +274,9 @@ def test_every_unsupported_node_is_named_at_once():
         (lambda x: x / (1 + x), "product"),
         (lambda x: x * x, "product"),
         (lambda x: torch.maximum(x, -x), "replace it"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounds"),
+        (lambda x: x.to(torch.int32).float(), "rounds"),
+        (lambda x: F.relu(x.sum((1, 2, 3))), "one number per sample"),
     ],
 )
 def test_unsupported_operations(operation, message):
@@ -297,6 +342,10 @@ def test_untraceable_and_multi_input_networks():
         standardize(Branch(), torch.rand(2, 3))
     with pytest.raises(ValueError, match="exactly one input"):
         standardize(Two(), torch.rand(2, 3))
+    with pytest.raises(ValueError, match="instead of its DataParallel"):
+        standardize(nn.DataParallel(nn.Linear(3, 2)), torch.rand(2, 3))
+    with pytest.raises(ValueError, match=r"does not run on inputs \[2, 3\] \(torch.uint8, cpu\)"):
+        standardize(nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.uint8))
 
 
 def test_two_outputs_are_refused():
