@@ -9,6 +9,7 @@ from sj_burst import BurstRecipe
 
 matplotlib.use("Agg")
 logger.remove()
+torch.set_num_threads(1)  # small tensors; threads of a busy machine wait for each other
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
 hypothesis.settings.load_profile("default")
 
