@@ -225,7 +225,8 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         gm: a rewritten graph.
         model: the network it came from; runs in eval mode, and its mode is put back.
         x: example input ``[N, ...]``.
-        tolerance: largest difference, relative to the largest output.
+        tolerance: largest difference, relative to the largest output; never finer than four roundings
+            of the output's type.
 
     Raises:
         ValueError: with the relative difference.
@@ -243,6 +244,8 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         )
     if not expected.isfinite().all():
         raise ValueError("the network's output has NaN or infinite values; check weights and input")
+    if expected.is_floating_point():  # half precision is no closer
+        tolerance = max(tolerance, 4 * torch.finfo(expected.dtype).eps)
     if expected.shape != got.shape or not _close(got, expected, tolerance):
         difference = "shape" if expected.shape != got.shape else f"{_difference(got, expected):.2g}"
         raise ValueError(
