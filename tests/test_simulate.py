@@ -147,7 +147,7 @@ def test_bad_arguments(convert):
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        ([(X, Y.unsqueeze(1))], r"targets \[16, 1\] do not fit the output \[16, 5\]"),
+        ([(X, Y.unsqueeze(1))], r"targets \[24, 1\] do not fit the output \[24, 5\]"),
         ([(X, Y[:10])], "do not fit"),
         ([(X[:5], torch.eye(5).long())], "do not fit"),
         ([DATA[0], X], "some batches only"),
@@ -164,7 +164,7 @@ def test_targets_that_do_not_fit(convert, loader, message):
 def test_a_reference_of_another_shape_is_refused(convert):
     ann = vgg()
     snn = convert(ann, [X], calibration="none")
-    with pytest.raises(ValueError, match=r"reference returns \[16, 1\], the network \[16, 5\]"):
+    with pytest.raises(ValueError, match=r"reference returns \[24, 1\], the network \[24, 5\]"):
         simulate(snn, [X], 4, reference=nn.Sequential(ann, nn.Linear(5, 1)), progress=False)
 
 
