@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .graph import SpikingNetwork, fuse, standardize
 from .graph.hold import hold_constants
+from .graph.standardize import describe
 from .graph.trace import activation_names
 from .recipe import Options, encode_input, new_neuron, place
 
@@ -58,9 +59,27 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         "input_shape": list(snn.input_shape),
         "unseen": snn.unseen,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
+        "architecture": _architecture(snn),
         "state_dict": snn.state_dict(),
     }
     write_atomically(content, path)
+
+
+def _architecture(snn: SpikingNetwork) -> list[str]:
+    """What state dicts do not tell: the order of operations, and strides, kernel sizes and the like."""
+    graph = snn.graph
+    index = {node: f"#{i}" for i, node in enumerate(graph.graph.nodes)}  # names depend on the tracing
+    calls = []
+    for node, number in index.items():
+        inputs = fx.node.map_arg((node.args, node.kwargs), index.__getitem__)
+        calls.append(f"{number} {describe(graph, node)} {inputs}")
+    settings = [
+        f"{name}.{key} = {getattr(module, key)}"
+        for name, module in graph.named_modules()
+        for key in getattr(module, "__constants__", ())
+        if key != "inplace" and hasattr(module, key)
+    ]
+    return calls + settings
 
 
 def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
@@ -109,7 +128,10 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
     """
     content = _read(path)
     state: dict[str, Tensor] = content["state_dict"]
-    options = Options(**content["options"])
+    try:
+        options = Options(**content["options"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or of another version: {error}") from error
     example = torch.rand(2, *content["input_shape"], generator=torch.Generator().manual_seed(0))
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     example = example.to(dtype)
@@ -134,9 +156,19 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         )
     place(gm, neurons, options.max_pool)
     encode_input(gm, options, state.get("graph.encoder.threshold"))
-    hold_constants(gm, example)
+    try:
+        hold_constants(gm, example)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit ann: {error}; pass a network of the architecture that was converted"
+        ) from error
     shape = tuple(content["input_shape"])
     snn = SpikingNetwork(gm, content["options"], shape, content.get("unseen"))
+    if different := sorted(set(_architecture(snn)) ^ set(content["architecture"])):
+        raise ValueError(
+            f"{path} does not fit ann: they differ in {different[:4]}; pass a network of the "
+            "architecture that was converted"
+        )
     _fill(snn, state, path)
     for module in snn.temporal_modules():
         module.reset()
@@ -150,13 +182,16 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint, or is damaged: {error}") from error
-    if not isinstance(content, dict) or "format" not in content or "max_spikes" not in content:
+    if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} was not written by sj_burst.save")
     if content["format"] != FORMAT:
         raise ValueError(
             f"{path} has format {content['format']} (sj_burst {content.get('sj_burst')}), this "
             f"version reads {FORMAT}; convert the network again, or install that version"
         )
+    wanted = {"options", "input_shape", "unseen", "max_spikes", "architecture", "state_dict"}
+    if missing := sorted(wanted - content.keys()):
+        raise ValueError(f"{path} is damaged: it lacks {missing}; save the network again")
     return content
 
 

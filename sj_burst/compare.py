@@ -109,6 +109,7 @@ def layer_means(
                 name: LayerMeans(current, rate, magnitude, activations[name], modules[name])
                 for name, (current, rate, magnitude) in means.items()
             }
+            _check_shapes(layers)
             _check_finite(layers, (out, wanted))
             yield layers, (out / time_steps, wanted)
     finally:
@@ -173,6 +174,15 @@ def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
 def _sum(x: Tensor, batch: int, steps: int) -> Tensor:
     """Sum over the steps of a folded batch, or of a value that is the same at every step."""
     return x * steps if len(x) == batch else x.unflatten(0, (steps, batch)).sum(0)
+
+
+def _check_shapes(layers: dict[str, LayerMeans]) -> None:
+    for name, means in layers.items():
+        if means.rate.shape != means.activation.shape:
+            raise ValueError(
+                f"layer {name!r} returns {list(means.rate.shape)} in snn and "
+                f"{list(means.activation.shape)} in ann; pass the network that snn was converted from"
+            )
 
 
 def _check_finite(layers: dict[str, LayerMeans], outputs: tuple[Tensor, Tensor]) -> None:

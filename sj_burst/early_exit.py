@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import distributed
 from .graph.network import SpikingNetwork
-from .loader import batches, check_loader
+from .loader import batches, check_loader, is_label
 
 __all__ = ["confidence_margin", "fit_early_exit"]
 
@@ -77,14 +77,20 @@ def fit_early_exit(
         True
     """
     check_loader(loader)
-    if max_loss < 0:
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(
+            f"fit_early_exit wants a network converted by BurstRecipe, got {type(snn).__name__}"
+        )
+    if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
+        raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
+    if not max_loss >= 0:
         raise ValueError(f"max_loss must be at least 0 points, got {max_loss}")
     device = next(iter(snn.buffers())).device
     early, full, samples = torch.zeros(len(_MARGINS)), torch.zeros(()), torch.zeros(())
     try:
         for x, target in batches(loader):
-            if target is None or target.is_floating_point():
-                raise ValueError("fit_early_exit needs (input, class label) batches")
+            if not is_label(target, (len(x),)):
+                raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
             reset_net(snn)
             shown = snn.present(x.to(device))
             parts = [min(_STEPS_AT_ONCE, time_steps - t) for t in range(0, time_steps, _STEPS_AT_ONCE)]

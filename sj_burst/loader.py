@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["batches", "check_loader", "split_batch", "take"]
+__all__ = ["batches", "check_loader", "is_label", "split_batch", "take"]
 
 
 def check_loader(loader: Any, name: str = "loader") -> None:
@@ -51,6 +51,17 @@ def split_batch(batch: Any, name: str = "loader") -> tuple[Tensor, Any]:
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name} yields an empty batch; leave empty batches out")
     return x, target
+
+
+def is_label(target: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a target is a tensor of class labels of this shape.
+
+    Example:
+        >>> import torch
+        >>> is_label(torch.tensor([1, 0]), (2,)), is_label([1, 0], (2,))
+        (True, False)
+    """
+    return isinstance(target, Tensor) and not target.is_floating_point() and target.shape == shape
 
 
 def batches(loader: Iterable[Any], name: str = "loader") -> Iterator[tuple[Tensor, Any]]:

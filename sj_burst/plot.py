@@ -385,6 +385,8 @@ def _single_neuron(node: BurstIFNode, channel: int) -> BurstIFNode:
 
 
 def _accuracies(results: Mapping[str, SimulationResult | torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must be {{label: result}}, got {type(results).__name__}")
     if not results:
         raise ValueError("results is empty; give at least one {label: result}")
     found = {}

@@ -9,7 +9,7 @@ from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
 from .graph.check import evaluate
-from .loader import batches, check_loader
+from .loader import batches, check_loader, is_label
 from .recipe import BurstRecipe
 from .simulate import simulate
 
@@ -101,10 +101,12 @@ def recommend(
         raise ValueError(f"max_time_steps must be at least {SETTINGS[0][0]}, got {max_time_steps}")
     if overlap := {"time_steps", "max_spikes"} & set(options):
         raise ValueError(f"recommend chooses {sorted(overlap)}; leave it out, see max_time_steps")
+    if images < 2:
+        raise ValueError(f"images must be at least 2, got {images}")
     check_loader(loader)
     calibration, held_back = _split(ann, loader, images)
-    correct = sum(int((evaluate(ann, x).argmax(1) == y).sum()) for x, y in held_back)
-    ann_accuracy = correct / sum(len(y) for _, y in held_back)
+    correct = sum((evaluate(ann, x).argmax(1) == y).double().mean() * len(y) for x, y in held_back)
+    ann_accuracy = float(correct) / sum(len(y) for _, y in held_back)
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:
         setting: dict[str, Any] = {
@@ -132,6 +134,12 @@ def recommend(
     return Recommendation(recipe, trials, chosen, met)
 
 
+def _describe(target: Any) -> str:
+    if isinstance(target, Tensor):
+        return f"targets {list(target.shape)} of {target.dtype}"
+    return f"targets of type {type(target).__name__}"
+
+
 def _split(
     ann: nn.Module, loader: Iterable[Any], images: int
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
@@ -141,8 +149,14 @@ def _split(
     device = next(iter(ann.parameters()), torch.empty(0)).device
     for x, y in batches(loader):
         x = x.to(device)
+        answers = evaluate(ann, x).argmax(1)
+        if y is not None and not is_label(y, answers.shape):
+            raise ValueError(
+                f"recommend compares class labels {list(answers.shape)}, and loader yields "
+                f"{_describe(y)}; leave other targets out"
+            )
         inputs.append(x)
-        targets.append((evaluate(ann, x).argmax(1) if y is None else y).to(device))
+        targets.append(answers if y is None else y.to(device))
         if sum(map(len, inputs)) >= images:
             break
     x, y = torch.cat(inputs)[:images], torch.cat(targets)[:images]

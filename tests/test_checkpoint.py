@@ -47,6 +47,25 @@ def test_wrong_architecture(convert, tmp_path):
         load(tmp_path / "snn.pt", other)
 
 
+@pytest.mark.parametrize(
+    ("index", "module", "message"),
+    [
+        (3, nn.AvgPool2d(2), "AvgPool2d"),  # none of these shows in shapes of parameters
+        (7, nn.MaxPool2d(2), "7.pool.kernel_size = 2"),
+        (4, nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), "circular"),
+        (0, nn.Conv2d(2, 4, 3, padding=1), "does not fit ann"),
+    ],
+)
+def test_architectures_that_parameters_do_not_tell_apart(convert, tmp_path, index, module, message):
+    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    other = vgg()
+    other[index] = module
+    if index == 0:
+        other[1], other[4] = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, padding=1)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "snn.pt", other)
+
+
 def test_foreign_and_damaged_files(convert, tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.pt", vgg())
@@ -62,6 +81,13 @@ def test_foreign_and_damaged_files(convert, tmp_path):
     torch.save(content | {"format": 99}, tmp_path / "later.pt")
     with pytest.raises(ValueError, match="format 99"):
         load(tmp_path / "later.pt", vgg())
+    options = content.pop("options")
+    torch.save(content, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match=r"lacks \['options'\]"):
+        load(tmp_path / "less.pt", vgg())
+    torch.save(content | {"options": options | {"new": 1}}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="another version"):
+        load(tmp_path / "more.pt", vgg())
 
 
 def test_an_interrupted_save_leaves_the_old_file(convert, tmp_path, monkeypatch):

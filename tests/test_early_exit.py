@@ -124,6 +124,13 @@ def test_bad_arguments(convert):
         simulate(rate_coding, [X], 4, early_exit=0.5)
     with pytest.raises(ValueError, match="class label"):
         fit_early_exit(snn, [X], 4)
+    for target in (torch.zeros(len(X), 1).long(), [0] * len(X), torch.zeros(len(X))):
+        with pytest.raises(ValueError, match="class label"):
+            fit_early_exit(snn, [(X, target)], 4)
+    with pytest.raises(ValueError, match="time_steps must be an integer ≥ 1, got 0"):
+        fit_early_exit(snn, [X], 0)
+    with pytest.raises(TypeError, match="converted by BurstRecipe, got Sequential"):
+        fit_early_exit(vgg(), [X], 4)
     with pytest.raises(ValueError, match="max_loss"):
         fit_early_exit(snn, [X], 4, max_loss=-1)
     with pytest.raises(ValueError, match="leave early_exit out"):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from sj_burst import recommend
 from tests.networks import vgg
@@ -29,5 +30,16 @@ def test_options_pass_through_and_bad_ones_are_refused():
         recommend(vgg(), [X], max_drop=-1)
     with pytest.raises(ValueError, match="max_time_steps"):
         recommend(vgg(), [X], max_time_steps=1)
+    with pytest.raises(ValueError, match="images must be at least 2, got -5"):
+        recommend(vgg(), [X], images=-5)
+    for target in (torch.rand(60), torch.zeros(60, 5, dtype=torch.long), [0] * 60):
+        with pytest.raises(ValueError, match=r"class labels \[60\]"):
+            recommend(vgg(), [(X, target)], progress=False)
     with pytest.raises(ValueError, match="at least two"):
         recommend(vgg(), [X[:1]])
+
+
+def test_pixels_count_as_parts_of_a_sample():
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    found = recommend(net, [X], 100, 2, progress=False)
+    assert 0 <= found.chosen.drop <= 100

@@ -299,6 +299,9 @@ def test_bad_arguments(convert):
         report(snn, ann, [])
     with pytest.raises(ValueError, match="pass the network that snn was converted from"):
         report(snn, nn.Sequential(nn.Linear(6, 3), nn.Identity()), [x])
+    wider = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), *ann[3:])
+    with pytest.raises(ValueError, match=r"\[8, 8\] in snn and \[8, 9\] in ann; pass the network"):
+        report(snn, wider, [x])
     with pytest.raises(ValueError, match="got only one"):
         report(snn, ann)
     with pytest.raises(ValueError, match="needs data"):

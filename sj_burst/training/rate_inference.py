@@ -83,6 +83,9 @@ def rate_inference_loss(
     Returns:
         A scalar.
 
+    Raises:
+        ValueError: if the logits differ in shape.
+
     Source: Ding et al., IJCAI 2021.
 
     Example:
@@ -90,6 +93,11 @@ def rate_inference_loss(
         >>> round(rate_inference_loss(logits, logits, [torch.ones(1, 3)]).item(), 3)
         0.1
     """
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"the teacher returns {list(teacher_logits.shape)}, the network {list(logits.shape)}; both "
+            "must answer the same classes"
+        )
     cosine = F.cosine_similarity(teacher_logits.detach().flatten(1), logits.flatten(1), dim=1).mean()
     omegas = torch.stack([omega(rate) for rate in (*rates, output_rate(logits))])
     return 1 - cosine + lam * omegas.mean()
