@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .graph import SpikingNetwork, fuse, standardize
 from .graph.hold import hold_constants
 from .graph.standardize import describe
-from .graph.trace import activation_names
+from .graph.trace import activation_names, trace
 from .recipe import Options, encode_input, new_neuron, place
 
 __all__ = ["load", "save"]
@@ -137,7 +137,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
     example = example.to(dtype)
     # A copy: the architecture is wanted, in the precision of the file.
     gm = standardize(copy.deepcopy(ann).to("cpu", dtype), example)
-    fuse(gm, example)
+    gm = trace(fuse(gm, example))  # once more, as the converter does
     names = activation_names(gm)
     if sorted(names) != sorted(content["max_spikes"]):
         raise ValueError(

@@ -37,6 +37,22 @@ def test_residual_networks_come_back(convert, tmp_path):
     assert torch.equal(snn.hold(x, 4), load(tmp_path / "snn.pt", resnet(seed=3)).hold(x, 4))
 
 
+def test_a_mean_over_positions_comes_back(convert, tmp_path):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.conv(x).relu().mean((2, 3)))
+
+    ann = Mean()
+    snn = convert(ann, [X])
+    save(snn, tmp_path / "snn.pt")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "snn.pt", ann).hold(X, 3), snn.hold(X, 3))
+
+
 def test_wrong_architecture(convert, tmp_path):
     save(convert(vgg(), [X]), tmp_path / "snn.pt")
     with pytest.raises(ValueError, match="architecture"):
