@@ -60,6 +60,7 @@ def test_tutorials_run_at_their_smallest_size(script, tmp_path):
         *(sys.executable, "-W", "ignore", f"tutorials/{script}", *small),
         *("--calibration-images", "100", "--figures", str(tmp_path)),
         MPLBACKEND="Agg",
+        OMP_NUM_THREADS="1",  # on a busy machine, threads wait for each other
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert list(tmp_path.iterdir())
