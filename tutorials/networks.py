@@ -105,9 +105,7 @@ class SmallFCN(nn.Module):
     Takes grey images whose sides are multiples of 8; returns logits ``[N, classes, H, W]``.
     """
 
-    def __init__(
-        self, classes: int = 11, widths: tuple[int, int, int, int] = (8, 24, 48, 96)
-    ) -> None:
+    def __init__(self, classes: int = 11, widths: tuple[int, int, int, int] = (12, 24, 48, 96)) -> None:
         super().__init__()
         a, b, c, d = widths
         self.down1, self.down2, self.down3 = _conv(1, a), _conv(a, b), _conv(b, c)
@@ -115,8 +113,8 @@ class SmallFCN(nn.Module):
         self.bottom = nn.Sequential(_conv(c, d), _conv(d, d))
         self.up3, self.merge3 = nn.ConvTranspose2d(d, c, 2, 2), _conv(c + c, c)
         self.up2, self.merge2 = nn.ConvTranspose2d(c, b, 2, 2), _conv(b + b, b)
-        self.up1, self.merge1 = nn.ConvTranspose2d(b, a, 2, 2), _conv(a + a, 2 * a)
-        self.head = nn.Conv2d(2 * a, classes, 1)
+        self.up1, self.merge1 = nn.ConvTranspose2d(b, a, 2, 2), _conv(a + a, a)
+        self.head = nn.Conv2d(a, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.down1(x)
