@@ -63,6 +63,14 @@ def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 1
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
+def _moved(*maps: Tensor) -> tuple[Tensor, ...]:
+    """The same random flip and shift for images and, if every pixel has one, their labels."""
+    if torch.rand(()) < 0.5:
+        maps = tuple(t.flip(-1) for t in maps)
+    dx, dy = torch.randint(-1, 2, (2,)).tolist()
+    return tuple(t.roll((dx, dy), (-2, -1)) for t in maps)
+
+
 def train(
     net: nn.Module,
     data: tuple[Tensor, Tensor],
@@ -83,12 +91,9 @@ def train(
     for epoch in range(epochs):
         order = torch.randperm(len(images))[: len(images) // batch * batch].split(batch)
         for index in tqdm(order, f"train {epoch + 1}/{epochs}", leave=False):
-            x = images[index].to(device)
-            if torch.rand(()) < 0.5:
-                x = x.flip(3)
-            dx, dy = torch.randint(-1, 2, (2,)).tolist()
-            x = x.roll((dx, dy), (2, 3))
-            loss = F.cross_entropy(net(x), labels[index].to(device), label_smoothing=0.05)
+            x, y = images[index].to(device), labels[index].to(device)
+            x, y = _moved(x, y) if y.dim() > 1 else (*_moved(x), y)
+            loss = F.cross_entropy(net(x), y, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

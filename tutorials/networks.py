@@ -94,6 +94,39 @@ def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Se
     return nn.Sequential(*layers)
 
 
+def _conv(inputs: int, channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+class SmallFCN(nn.Module):
+    """A U-Net: three max-poolings down, three transposed convolutions up, skip connections across.
+
+    Takes grey images whose sides are multiples of 8; returns logits ``[N, classes, H, W]``.
+    """
+
+    def __init__(self, classes: int = 11, widths: tuple[int, int, int, int] = (12, 24, 48, 96)) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.down1, self.down2, self.down3 = _conv(1, a), _conv(a, b), _conv(b, c)
+        self.pool = nn.MaxPool2d(2)
+        self.bottom = nn.Sequential(_conv(c, d), _conv(d, d))
+        self.up3, self.merge3 = nn.ConvTranspose2d(d, c, 2, 2), _conv(c + c, c)
+        self.up2, self.merge2 = nn.ConvTranspose2d(c, b, 2, 2), _conv(b + b, b)
+        self.up1, self.merge1 = nn.ConvTranspose2d(b, a, 2, 2), _conv(a + a, a)
+        self.head = nn.Conv2d(a, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.down1(x)
+        x2 = self.down2(self.pool(x1))
+        x3 = self.down3(self.pool(x2))
+        x = self.bottom(self.pool(x3))
+        x = self.merge3(torch.cat([self.up3(x), x3], 1))
+        x = self.merge2(torch.cat([self.up2(x), x2], 1))
+        x = self.merge1(torch.cat([self.up1(x), x1], 1))
+        return self.head(x)
+
+
 def vgg16(classes: int = 10) -> nn.Sequential:
     """VGG-16 for 32×32 colour images."""
     layers: list[nn.Module] = []
