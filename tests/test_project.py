@@ -48,7 +48,10 @@ def test_readme_pictures_exist():
         assert (ROOT / picture).is_file(), picture
 
 
-SMALLEST = {"08_benchmark.py": ["--time-steps", "1", "2", "--only", "*max", "*burst", "*Γ=[14]"]}
+SMALLEST = {
+    "08_benchmark.py": ["--time-steps", "1", "2", "--only", "*max", "*burst", "*Γ=[14]"],
+    "10_dense_prediction.py": ["--time-steps", "4", "--images-per-scene", "10"],
+}
 
 
 @pytest.mark.slow
