@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn import grad
 from tqdm import tqdm
 
 from .bounded import BoundedActivation
+from .graph.presentation import laid_out
 from .graph.trace import call_sites, is_module
 from .neuron import BurstIFNode
 from .temporal import TemporalModule, Window
@@ -38,7 +40,8 @@ class Layer:
         node: the neuron; ``None`` for the last affine module.
         affine: the module whose output is the neuron's input (but for a residual), if it has no
             other use; the sweep evaluates it again after its parameters changed.
-        currents: per batch the input current ``[T·N, ...]``, or ``[N, ...]`` if constant in time.
+        evaluate: returns per batch the input current ``[T·N, ...]``, or ``[N, ...]`` if constant in
+            time, of the affine module as it is now.
         inputs: per batch the mean over T of ``affine``'s input ``[N, ...]``.
         wanted: per batch what ``affine`` should return for it: the ANN's pre-activation less the
             mean of the residual ``[N, ...]``.
@@ -52,7 +55,7 @@ class Layer:
     name: str
     node: BurstIFNode | None
     affine: Any
-    currents: list[Tensor]
+    evaluate: Callable[[], list[Tensor]]
     inputs: list[Tensor]
     wanted: list[Tensor]
     residuals: list[Any]
@@ -63,7 +66,7 @@ class Layer:
 
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""
-        for z, a in zip(self.currents, self.targets, strict=True):
+        for z, a in zip(self.evaluate(), self.targets, strict=True):
             y = z.to(self.device)
             if self.node is not None:
                 y = run_temporal(self.node, y, Window(self.time_steps, len(a)))
@@ -88,7 +91,13 @@ def run_temporal(module: TemporalModule, x: Tensor, window: Window) -> Tensor:
 
 def time_mean(x: Tensor, batch: int) -> Tensor:
     """Mean over the steps of a folded batch; what is constant in time is its own mean."""
-    return x if len(x) == batch else x.unflatten(0, (-1, batch)).mean(0)
+    first, *others = x.split(batch)
+    if not others:
+        return x
+    total = first.clone()
+    for step in others:  # several times faster than a mean over the leading dimension
+        total += step
+    return total / (1 + len(others))
 
 
 def _channel_mean(error: Tensor) -> Tensor:
@@ -153,7 +162,8 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     node = layer.node
     if node is None or layer.bounded:
         return
-    some = replace(layer, currents=layer.currents[:2], targets=layer.targets[:2])
+    currents = layer.evaluate()[:2]
+    some = replace(layer, evaluate=lambda: currents, targets=layer.targets[:2])
     threshold, v_init = node.threshold, node.v_init
 
     def cost(factor: float) -> Tensor:
@@ -198,43 +208,49 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
     for iteration in range(1 if layer.node is None else iterations):
-        moment = _moment(layer, groups, one_sided=iteration > 0)  # Σ x (goal − prediction)ᵀ
+        moment, missing = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.
-        moment[:, :-1] -= (
-            penalty[:, :-1, None] * (_grouped(module.weight, groups).double() - original).mT
-        )
-        update = torch.cholesky_solve(moment, factor)
-        new = _grouped(module.weight, groups).double() + update[:, :-1].mT
+        weight = _grouped(module.weight, groups).double()
+        moment -= penalty[:, None, :-1] * (weight - original)
+        update = torch.cholesky_solve(torch.cat([moment, missing], 2).mT, factor)
+        new = weight + update[:, :-1].mT
         # New parameters, not in place: another module may be tied to the old ones.
         dtype, shape = module.weight.dtype, module.weight.shape
         module.weight = nn.Parameter(new.reshape(shape).to(dtype))
         _add_bias(module, update[:, -1].flatten().to(dtype))
 
 
-def _moment(layer: Layer, groups: int, one_sided: bool) -> Tensor:
-    """Σ over the rows of input times what is missing in the output, per group."""
-    module, moment = layer.affine, torch.zeros((), dtype=torch.float64, device=layer.device)
-    for batch in zip(layer.inputs, layer.wanted, layer.targets, layer.residuals, strict=True):
-        parts = [_split(value, len(batch[0])) for value in batch]
-        for y, wanted, a, residual in zip(*parts, strict=True):
-            y = y.to(layer.device)
-            out = module(y)
-            missing = wanted.to(layer.device) - out
-            if one_sided:
-                current = out + _move(residual, layer.device)
-                missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
-            x, rows = _patches(module, y, groups), _rows(module, missing, groups)
-            moment = moment + (x.mT @ rows).double()
-    return moment
+def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
+    """Σ of what is missing in the output times the input, and Σ of what is missing, per group."""
+    module: Any = layer.affine
+    moment: Any = 0.0
+    total: Any = 0.0
+    for y, wanted, a, residual in zip(
+        layer.inputs, layer.wanted, layer.targets, layer.residuals, strict=True
+    ):
+        y = y.to(layer.device)
+        out = module(y)
+        missing = wanted.to(layer.device) - out
+        if one_sided:
+            current = out + _move(residual, layer.device)
+            missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
+        moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
+        dims = [d for d in range(missing.dim()) if d != _channel_dim(module) % missing.dim()]
+        total = total + missing.sum(dims).double()
+    return moment, total.view(groups, -1, 1)
+
+
+def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
+    """Σ rows xᵀ over all places where the module's weights meet the input ``x``."""
+    if isinstance(module, nn.Linear):
+        return rows.flatten(0, -2).mT @ x.flatten(0, -2)
+    gradient = grad.conv1d_weight if isinstance(module, nn.Conv1d) else grad.conv2d_weight
+    options = (module.stride, module.padding, module.dilation, module.groups)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return gradient(x, module.weight.shape, rows, *options)
 
 
 _IMAGES_AT_ONCE = 8  # unfolded patches are large
-
-
-def _split(value: Any, batch: int) -> list[Any]:
-    if isinstance(value, Tensor):
-        return list(value.split(_IMAGES_AT_ONCE))
-    return [value] * -(-batch // _IMAGES_AT_ONCE)
 
 
 def _add_bias(module: Any, correction: Tensor) -> None:
@@ -252,12 +268,6 @@ def _has_patches(module: Any) -> bool:
 
 def _grouped(weight: Tensor, groups: int) -> Tensor:
     return weight.detach().flatten(1).unflatten(0, (groups, -1))
-
-
-def _rows(module: nn.Module, out: Tensor, groups: int) -> Tensor:
-    """An affine module's output as ``[groups, rows, outputs per group]``."""
-    channel_last = out if isinstance(module, nn.Linear) else out.movedim(1, -1)
-    return channel_last.reshape(-1, groups, out.shape[_channel_dim(module)] // groups).movedim(1, 0)
 
 
 def _channel_dim(module: nn.Module) -> int:
@@ -324,7 +334,8 @@ class _Sweep:
         time_steps: int,
         device: torch.device,
     ) -> None:
-        self.gm, self.ann_modules, self.inputs = gm, ann_modules, inputs
+        self.gm, self.ann_modules = gm, ann_modules
+        self.inputs = [laid_out(x) for x in inputs]
         self.time_steps, self.device = time_steps, device
         self.interpreter = fx.Interpreter(gm)
         self.ann: dict[fx.Node, list[Any]] = {}
@@ -333,12 +344,15 @@ class _Sweep:
     def run(self, fits: list[Callable[[Layer], None]], progress: bool) -> None:
         sources = {node: _affine_source(self.gm, node) for node in self._layers()}
         last_use = self._last_use(sources)
+        # Evaluated when their layer is fitted, and not before.
+        later = {n for node, source in sources.items() for n in self._refitted(node, *source)}
         nodes = [node for node in self.gm.graph.nodes if node.op != "output"]
         for node in tqdm(nodes, "calibrate layers", disable=not progress, leave=False):
             self.ann[node] = self._evaluate(node, self.ann)
             if node in sources:
                 self._fit(node, *sources[node], fits)
-            self.snn[node] = self._evaluate(node, self.snn)
+            if node not in later:
+                self.snn[node] = self._evaluate(node, self.snn)
             for value in [n for n, last in last_use.items() if last is node]:
                 del self.ann[value], self.snn[value]
 
@@ -365,6 +379,13 @@ class _Sweep:
             last.update(dict.fromkeys(held, node))
         return last
 
+    @staticmethod
+    def _refitted(node: fx.Node, affine: fx.Node | None, residual: fx.Node | None) -> list[fx.Node]:
+        """Nodes before a neuron whose values change when its affine module does."""
+        if affine is None or affine is node:
+            return []
+        return [affine] if residual is None else [affine, node.args[0]]  # type: ignore[list-item]
+
     def _fit(
         self,
         node: fx.Node,
@@ -375,11 +396,25 @@ class _Sweep:
         module: Any = self.gm.get_submodule(str(node.target))
         is_neuron = isinstance(module, BurstIFNode)
         current: Any = node.args[0] if is_neuron else node
+        if not is_neuron and affine is None:
+            return  # called more than once: no parameters of its own
+        stale = self._refitted(node, affine, residual) if is_neuron else [node]
+        evaluated: list[nn.Parameter] | None = None
+
+        def evaluate() -> list[Tensor]:
+            nonlocal evaluated
+            parameters = [] if layer.affine is None else list(layer.affine.parameters())
+            if evaluated is None or list(map(id, parameters)) != list(map(id, evaluated)):
+                for source in stale:
+                    self.snn[source] = self._evaluate(source, self.snn)
+                evaluated = parameters
+            return self.snn[current]
+
         layer = Layer(
             name=str(node.target),
             node=module if is_neuron else None,
             affine=None if affine is None else self.gm.get_submodule(str(affine.target)),
-            currents=[],
+            evaluate=evaluate,
             inputs=[] if affine is None else self._means(affine.args[0]),
             wanted=[] if affine is None else self._wanted(current, residual),
             residuals=[0.0] * len(self.inputs) if residual is None else self._means(residual),
@@ -388,15 +423,9 @@ class _Sweep:
             device=self.device,
             bounded=isinstance(self.ann_modules.get(str(node.target)), nn.Hardtanh | BoundedActivation),
         )
-        stale = [n for n in (affine, current if residual is not None else None) if n is not None]
-        if not is_neuron and affine is None:
-            return  # called more than once: no parameters of its own
-        for fit in [*fits, None]:
-            for source in stale:  # what an earlier fit may have changed
-                self.snn[source] = self._evaluate(source, self.snn)
-            layer.currents = self.snn[current]
-            if fit is not None:
-                fit(layer)
+        for fit in fits:
+            fit(layer)
+        evaluate()
 
     def _means(self, node: Any) -> list[Tensor]:
         pairs = zip(self.snn[node], self.inputs, strict=True)

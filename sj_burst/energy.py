@@ -3,13 +3,14 @@
 import copy
 import operator
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based.functional import reset_net, set_step_mode
+from spikingjelly.activation_based import ann2snn, neuron
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from .encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
@@ -20,6 +21,7 @@ from .graph.trace import is_module, record
 from .loader import batches, check_loader
 from .neuron import BurstIFNode
 from .pooling import MAX_POOLS, GatedPool, LIPool
+from .temporal import Window
 
 __all__ = [
     "AC_PICOJOULES",
@@ -35,7 +37,9 @@ __all__ = [
 MAC_PICOJOULES = 4.6  # a multiplication (3.7) and an addition (0.9)
 AC_PICOJOULES = 0.9  # an addition
 
-_SOURCES = (BurstIFNode, PoissonEncoder, RateEncoder, CompensatedRateEncoder)  # emit spikes
+# What emits spikes; SpikingJelly's neurons emit ones, which its converter scales afterwards.
+_SOURCES = (BurstIFNode, PoissonEncoder, RateEncoder, CompensatedRateEncoder, neuron.BaseNode)
+_SCALERS = (ann2snn.modules.VoltageScaler, ann2snn.modules.ChannelVoltageScaler)
 _POOLS = (*MAX_POOLS, LIPool, GatedPool)
 _WEIGHTED = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -132,7 +136,7 @@ class Operations:
 
 
 @torch.no_grad()
-def synops(snn: SpikingNetwork, loader: Iterable[Any], time_steps: int) -> Operations:
+def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations:
     r"""Count the synaptic operations of a converted network, layer by layer.
 
     .. math::
@@ -153,7 +157,8 @@ def synops(snn: SpikingNetwork, loader: Iterable[Any], time_steps: int) -> Opera
       they for the ANN.
 
     Args:
-        snn: a converted network; its state is reset before and after.
+        snn: a network that ``BurstRecipe`` or a recipe of SpikingJelly converted; its state is reset
+            before and after.
         loader: batches.
         time_steps: T.
 
@@ -162,7 +167,7 @@ def synops(snn: SpikingNetwork, loader: Iterable[Any], time_steps: int) -> Opera
 
     Raises:
         ValueError: if T < 1 or the loader is empty.
-        TypeError: for a network that ``BurstRecipe`` did not convert, or a loader that cannot be read.
+        TypeError: for a network that was not converted, or a loader that cannot be read.
 
     Source: energies of Horowitz, "Computing's energy problem", ISSCC 2014.
 
@@ -178,35 +183,60 @@ def synops(snn: SpikingNetwork, loader: Iterable[Any], time_steps: int) -> Opera
     """
     if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
         raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"synops wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if not any(isinstance(module, _SOURCES) for module in graph_of(snn).modules()):
+        raise TypeError("synops wants a spiking network, and there is no neuron in this one; convert it")
     check_loader(loader)
     device = next(snn.buffers(), torch.empty(0)).device
     samples = 0
+    training = snn.training
+    snn.eval()
     try:
         with count_outputs(snn) as outputs:
             for x, _ in batches(loader):
                 reset_net(snn)
                 samples += len(x)
-                size = max(1, 256 // len(x))
-                for first in range(0, time_steps, size):
-                    snn.hold(x.to(device), min(size, time_steps - first))
+                _present(snn, x.to(device), time_steps)
+        return count_operations(snn, outputs, x[:1].to(device), samples, time_steps)
     finally:
         reset_net(snn)
-    return count_operations(snn, outputs, x[:1].to(device), samples, time_steps)
+        snn.train(training)
+
+
+def graph_of(snn: nn.Module) -> fx.GraphModule:
+    """The graph of a converted network.
+
+    Raises:
+        TypeError: for other networks.
+    """
+    graph = snn.graph if isinstance(snn, SpikingNetwork) else snn
+    if not isinstance(graph, fx.GraphModule):
+        raise TypeError(f"operations are counted of converted networks only, got {type(snn).__name__}")
+    return graph
+
+
+def _present(snn: nn.Module, x: Tensor, time_steps: int) -> None:
+    if not isinstance(snn, SpikingNetwork):
+        for _ in range(time_steps):
+            snn(x)
+        return
+    size = max(1, 256 // len(x))
+    for first in range(0, time_steps, size):
+        snn.hold(x, min(size, time_steps - first))
 
 
 @contextmanager
-def count_outputs(snn: SpikingNetwork) -> Iterator[dict[str, Tensor]]:
+def count_outputs(snn: nn.Module) -> Iterator[dict[str, Tensor]]:
     """While open, sum |output| over rows for every neuron, pooling and encoder: ``[1, ...]``."""
     outputs: dict[str, Tensor] = {}
     room: dict[Any, Tensor] = {}  # used again for every tensor of a shape: memory is slow to get
     handles = []
-    for name, module in snn.graph.named_modules():
+    for name, module in graph_of(snn).named_modules():
         if isinstance(module, (*_SOURCES, *_POOLS)):
 
-            def add(_: nn.Module, __: Any, y: Tensor, name: str = name) -> None:
-                total = _sum_of_magnitudes(y.detach(), room)
+            def add(node: nn.Module, _: Any, y: Tensor, name: str = name) -> None:
+                total = _counted(node)
+                if total is None:
+                    total = _sum_of_magnitudes(y.detach(), room)
                 outputs[name] = outputs[name] + total if name in outputs else total
 
             handles.append(module.register_forward_hook(add))
@@ -215,6 +245,17 @@ def count_outputs(snn: SpikingNetwork) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _counted(node: nn.Module) -> Tensor | None:
+    """Σ |output| over rows from the spikes that a neuron's backend has counted, if it has."""
+    if not isinstance(node, BurstIFNode) or node.spike_counts is None:
+        return None
+    spikes = node.spike_counts.per_neuron
+    if spikes is None:
+        return None
+    total = _sum_of_magnitudes(spikes, {})
+    return total * per_channel(node.threshold.double(), total.dim())
 
 
 def _sum_of_magnitudes(y: Tensor, room: dict[Any, Tensor]) -> Tensor:
@@ -235,7 +276,7 @@ def _sum_of_magnitudes(y: Tensor, room: dict[Any, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def count_operations(
-    snn: SpikingNetwork, outputs: dict[str, Tensor], x: Tensor, samples: int, time_steps: int
+    snn: nn.Module, outputs: dict[str, Tensor], x: Tensor, samples: int, time_steps: int
 ) -> Operations:
     """Operations from summed outputs; see :func:`synops` for the conventions.
 
@@ -247,9 +288,10 @@ def count_operations(
         time_steps: over which ``outputs`` is summed.
     """
     reset_net(snn)
-    gm: fx.GraphModule = copy.deepcopy(snn.graph)
-    set_step_mode(gm, "s")
-    walk = _Walk(gm, record(gm, x), outputs)
+    gm = graph_of(snn)
+    with snn.window(Window(1, len(x))) if isinstance(snn, SpikingNetwork) else nullcontext():
+        walk = _Walk(gm, record(gm, x), outputs)
+    reset_net(snn)
     layers = {}
     for name, (spikes, constant, varying, ann) in walk.run().items():
         macs = constant + varying * time_steps
@@ -291,7 +333,8 @@ class _Walk:
         name = str(node.target)
         source = sources[0]
         if is_module(self.gm, node, _SOURCES):
-            return self._emitted(name, self.gm.get_submodule(name).threshold)
+            unit = getattr(self.gm.get_submodule(name), "threshold", torch.ones(()))
+            return self._emitted(name, unit.to(self.outputs[name]))
         if self._is_weighted(node):
             self._count(node, source)
             return _CONSTANT if sources == [_CONSTANT] else _VARYING
@@ -303,6 +346,8 @@ class _Walk:
             return _Spikes(torch.where(unit > 0, self.outputs[name] / unit, 0.0), unit)
         if is_module(self.gm, node, (Hold, *_BATCH_NORMS)):
             return source
+        if is_module(self.gm, node, _SCALERS):
+            return _Spikes(source.count, self.gm.get_submodule(name)(source.unit.float()).double())
         if node.target in _ELEMENTWISE:
             return self._elementwise(node)
         return self._reshaped(node)

@@ -40,8 +40,8 @@ class BurstIFNode(TemporalModule):
 
     Attributes:
         count_spikes: ask the backend to count spikes while it emits them.
-        spike_counts: spikes in each step (``[T]``, a burst of n counts n) of the last multi-step
-            forward, if asked for and the backend counts; else ``None``.
+        spike_counts: spikes of the last multi-step forward, if asked for and the backend counts;
+            else ``None``.
 
     Raises:
         ValueError: if Γ < 1 or not an integer, or a threshold is not positive and finite.
@@ -74,7 +74,7 @@ class BurstIFNode(TemporalModule):
         super().__init__(step_mode)
         self.backend = backend
         self.count_spikes = False
-        self.spike_counts: Tensor | None = None
+        self.spike_counts: backends.SpikeCounts | None = None
         self.max_spikes = check_max_spikes(max_spikes)
         self.signed = signed
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
@@ -146,7 +146,7 @@ class BurstIFNode(TemporalModule):
         parameters = self._parameters_for(z, v, z.dim())
         y, v, sent = functional.burst_step(z, v, sent=sent, **parameters)
         self.spike_counts = None
-        return (y,), (v, sent)
+        return (y.to(z.dtype),), (v, sent)  # the state may be more precise
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...]

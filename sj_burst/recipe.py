@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from . import distributed
+from .backends import set_backend
 from .bounded import BoundedActivation
 from .calibration import FITS, sweep
 from .encoding import ENCODERS
@@ -381,7 +382,10 @@ def new_neuron(
 
 
 def place(gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str) -> dict[str, nn.Module]:
-    """Put neurons and spiking pooling into a standardized graph; returns what they replaced."""
+    """Put neurons and spiking pooling into a standardized graph; returns what they replaced.
+
+    They run on the fastest backend that is installed.
+    """
     replaced = {}
     for node in gm.graph.nodes:
         name = str(node.target)
@@ -391,6 +395,7 @@ def place(gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str) -
         elif node.op == "call_module" and name in neurons:
             replaced[name] = gm.get_submodule(name)
             gm.set_submodule(name, neurons[name])
+    set_backend(gm, "auto")
     return replaced
 
 

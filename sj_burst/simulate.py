@@ -301,7 +301,7 @@ class _SpikeCounter:
 def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     """``[T]`` spikes in a layer's weighted output; a burst of n counts n, a negative spike 1."""
     if node.spike_counts is not None:
-        return node.spike_counts
+        return node.spike_counts.per_step
     if node.window is not None:
         y = y.unflatten(0, node.window)
     elif node.step_mode == "s":

@@ -83,7 +83,7 @@ def test_refit_is_the_ridge_solution(module):
         wanted = [module(x + 0.3 * torch.rand_like(x)) for x in inputs]
     before = module.weight.detach().clone()
     ridge = 1e-2
-    layer = Layer("x", None, module, [], inputs, wanted, [0.0, 0.0], wanted, 1, torch.device("cpu"))
+    layer = Layer("x", None, module, list, inputs, wanted, [0.0, 0.0], wanted, 1, torch.device("cpu"))
     with torch.no_grad():
         refit_weights(layer, ridge)
     loss = sum((module(x) - w).square().sum() for x, w in zip(inputs, wanted, strict=True))

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import ann2snn, functional, neuron
 from torch import nn
 
 from sj_burst import simulate
@@ -68,6 +68,33 @@ def brute_force(train, conv, fanout):
             for j in range(size):
                 total += counts[c, i, j].item() * table[i][j]
     return total / train.shape[1]
+
+
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_synops_of_a_network_of_spikingjelly(channel_wise):
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(96, 3)),
+    )
+    x, steps = torch.randn(6, 2, 7, 7), 5
+    recipe = ann2snn.RateCodingRecipe([(x, x)], mode="99%", channel_wise=channel_wise)
+    snn = ann2snn.Converter(recipe).convert(net)
+    counts = {}
+    for name, node in snn.named_modules():
+        if isinstance(node, neuron.IFNode):
+            node.register_forward_hook(
+                lambda _, __, y, name=name: counts.setdefault(name, []).append(y)
+            )
+    with torch.no_grad():
+        for _ in range(steps):
+            snn(x)
+    functional.reset_net(snn)
+    first, second = (torch.stack(train) for train in counts.values())
+    counted = synops(snn, [x], steps)
+    wanted = {"2": brute_force(first, net[2], conv_fanout), "5": 3 * second.sum().item() / 6}
+    assert {k: v.synops for k, v in counted.layers.items() if k != "0"} == pytest.approx(wanted)
+    assert counted.layers["0"].macs == counted.layers["0"].ann_macs
 
 
 @pytest.mark.parametrize("signed", ["signed", "allow"])
@@ -216,5 +243,7 @@ def test_bad_arguments(convert):
         synops(snn, [x], 0)
     with pytest.raises(ValueError, match="empty"):
         synops(snn, [], 4)
-    with pytest.raises(TypeError, match="converted by BurstRecipe"):
+    with pytest.raises(TypeError, match="converted networks only"):
         synops(nn.Linear(3, 2), [x], 4)
+    with pytest.raises(TypeError, match="no neuron"):
+        synops(torch.fx.symbolic_trace(nn.Linear(3, 2)), [x], 4)

@@ -9,7 +9,8 @@ r"""Accuracy, spikes and time of every setting on a network of your choice, one 
 
 A network without --weights is trained first, and kept under runs/. Each setting is converted once for
 each draw of calibration images from the training split (and for each T that it can be fitted for), and
-run on the test split. Rows are appended to figures/08_NETWORK_DATASET.csv as they are found, and rows
+run on the test split; settings that no T is fitted for run once, and each T of the table is read off on
+the way. Rows are appended to figures/08_NETWORK_DATASET.csv as they are found, and rows
 that stand there are not measured again, so an interrupted run goes on where it stopped; the table of
 means ± standard deviations over draws is written beside it as Markdown.
 """
@@ -20,6 +21,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import sj_burst
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
+COUNTED_BATCHES = 2  # for the operations of settings that are simulated once for all T
 
 
 class Setting(NamedTuple):
@@ -84,7 +87,6 @@ SETTINGS = [
     _preset("calibration_light", fitted=True),
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
-    _ours("sj_burst, Γ=1, 1000 images", max_spikes=1, calibration_images=1000),
     *(
         _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")
         for gamma in (1, 4, 15)
@@ -92,12 +94,14 @@ SETTINGS = [
 ]
 
 
-def trained_network(args: argparse.Namespace, training: "Dataset[Any]", classes: int) -> nn.Module:
-    """The network with the weights asked for, trained if there are none."""
+def trained_network(
+    args: argparse.Namespace, training: "Dataset[Any]", classes: int
+) -> tuple[nn.Module, str]:
+    """The network with the weights asked for, trained if there are none; and their name."""
     if args.weights == "DEFAULT":
         from torchvision import models
 
-        return models.get_model(args.network, weights="DEFAULT").eval()
+        return models.get_model(args.network, weights="DEFAULT").eval(), args.weights
     net = make(args.network, classes)
     count = min(args.train_images or len(training), len(training))  # type: ignore[arg-type]
     name = f"{args.network}_{args.dataset}_{count}images_epochs{args.epochs}_seed{args.seed}.pt"
@@ -106,14 +110,14 @@ def trained_network(args: argparse.Namespace, training: "Dataset[Any]", classes:
         if args.weights:
             raise SystemExit(f"--weights: there is no file {path}")
         torch.manual_seed(args.seed)
-        net = make(args.network, classes)
-        images, labels = next(iter(DataLoader(Subset(training, range(count)), count)))
-        train(net, (images, labels), args.epochs, device=args.device, seed=args.seed)
+        net = make(args.network, classes).to(memory_format=torch.channels_last)
+        data = next(iter(DataLoader(Subset(training, range(count)), count)))
+        train(net, data, args.epochs, device=args.device, seed=args.seed, shift=args.shift)
         RUNS.mkdir(exist_ok=True)
         torch.save(net.state_dict(), path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
     net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return net.eval()
+    return net.eval(), path.stem
 
 
 def draw(training: "Dataset[Any]", count: int, seed: int) -> DataLoader[Any]:
@@ -129,26 +133,31 @@ def measure(
     """Accuracy, spikes, synaptic operations, energy and seconds per image at each T."""
     rows = []
     snn: nn.Module | None = None
+    result: sj_burst.SimulationResult | None = None
     for steps in wanted:
         if snn is None or setting.fitted:
             snn = ann2snn.Converter(setting.recipe(loader, steps), device=device).convert(ann)
-        result = sj_burst.simulate(snn, test, steps)
-        spikes, operations = result.total_spikes, result.operations
+            result = sj_burst.simulate(snn, test, steps if setting.fitted else max(wanted))
+        assert result is not None
+        operations = result.operations  # of all its steps
+        if operations is None or operations.time_steps != steps:
+            operations = sj_burst.synops(snn, list(islice(test, COUNTED_BATCHES)), steps)
+        share = steps / len(result.accuracy)
         rows.append(
             {
                 "T": steps,
-                "accuracy": f"{100 * result.accuracy[-1].item():.2f}",
-                "spikes": f"{spikes[-1].item():.0f}" if len(spikes) else "",
-                "synops": f"{operations.synops:.4g}" if operations else "",
-                "microjoules": f"{operations.energy / 1e6:.4g}" if operations else "",
-                "ann_microjoules": f"{operations.ann_energy / 1e6:.4g}" if operations else "",
-                "seconds": f"{result.seconds / result.samples:.3g}",
+                "accuracy": f"{100 * result.accuracy[steps - 1].item():.2f}",
+                "spikes": f"{result.total_spikes[steps - 1].item():.0f}",
+                "synops": f"{operations.synops:.4g}",
+                "microjoules": f"{operations.energy / 1e6:.4g}",
+                "ann_microjoules": f"{operations.ann_energy / 1e6:.4g}",
+                "seconds": f"{share * result.seconds / result.samples:.3g}",
             }
         )
     return rows
 
 
-KEY = ("setting", "T", "draw", "test_images", "calibration_images", "epochs", "seed")
+KEY = ("setting", "T", "draw", "weights", "test_images", "calibration_images", "seed")
 MEASURES = ("accuracy", "spikes", "synops", "microjoules", "ann_microjoules", "seconds")
 FIELDS = [*KEY, "ann", *MEASURES]
 
@@ -209,6 +218,7 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--network", default="vgg", help="vgg, resnet, resnet20, vgg16, or of torchvision")
     p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
+    p.add_argument("--shift", type=int, default=1, help="training images are shifted by up to so much")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
     p.add_argument("--only", nargs="*", default=["*"], help="labels of settings, or patterns")
@@ -220,17 +230,19 @@ def main() -> None:
     count = min(args.test_images, len(held))  # type: ignore[arg-type]
     test = DataLoader(Subset(held, range(count)), 100)
     classes = len(getattr(training, "classes", range(10)))
-    ann = trained_network(args, training, classes).to(args.device)
+    ann, weights = trained_network(args, training, classes)
+    ann.to(args.device)
     ann_accuracy = 100 * accuracy(ann, list(test), args.device)
     title = f"{args.network}, {args.dataset}: ANN {ann_accuracy:.2f} % of {count} test images"
     print(title)
 
     args.figures.mkdir(parents=True, exist_ok=True)
-    path = args.figures / f"08_{args.network}_{args.dataset}.csv"
+    name = Path(args.weights).stem if args.weights else args.network
+    path = args.figures / f"08_{name}_{args.dataset}.csv"
     fixed = {
+        "weights": weights,
         "test_images": count,
         "calibration_images": args.calibration_images,
-        "epochs": 0 if args.weights else args.epochs,
         "seed": args.seed,
     }
     chosen = [s for s in SETTINGS if any(fnmatchcase(s.label, pattern) for pattern in args.only)]

@@ -63,11 +63,11 @@ def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 1
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
-def _moved(*maps: Tensor) -> tuple[Tensor, ...]:
+def _moved(*maps: Tensor, shift: int) -> tuple[Tensor, ...]:
     """The same random flip and shift for images and, if every pixel has one, their labels."""
     if torch.rand(()) < 0.5:
         maps = tuple(t.flip(-1) for t in maps)
-    dx, dy = torch.randint(-1, 2, (2,)).tolist()
+    dx, dy = torch.randint(-shift, shift + 1, (2,)).tolist()
     return tuple(t.roll((dx, dy), (-2, -1)) for t in maps)
 
 
@@ -80,8 +80,12 @@ def train(
     seed: int = 0,
     lr: float = 2e-3,
     batch: int = 100,
+    shift: int = 1,
 ) -> nn.Module:
-    """Train with Adam, a one-cycle schedule and random shifts and flips; returns it in eval mode."""
+    """Train with Adam, a one-cycle schedule, random flips and shifts by up to ``shift`` pixels.
+
+    Returns the network in eval mode.
+    """
     torch.manual_seed(seed)
     net.to(device).train()
     images, labels = data
@@ -92,7 +96,7 @@ def train(
         order = torch.randperm(len(images))[: len(images) // batch * batch].split(batch)
         for index in tqdm(order, f"train {epoch + 1}/{epochs}", leave=False):
             x, y = images[index].to(device), labels[index].to(device)
-            x, y = _moved(x, y) if y.dim() > 1 else (*_moved(x), y)
+            x, y = _moved(x, y, shift=shift) if y.dim() > 1 else (*_moved(x, shift=shift), y)
             loss = F.cross_entropy(net(x), y, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()

@@ -31,10 +31,12 @@ from torch import Tensor, nn
 from .. import functional
 from . import cupy
 from .cupy import state_dtype
+from .layout import SpikeCounts
 
 __all__ = [
     "BACKENDS",
     "INSTALLED",
+    "SpikeCounts",
     "burst_multi_step",
     "check_backend",
     "li_pool_multi_step",
@@ -143,7 +145,7 @@ def burst_multi_step(
     sent: Tensor | None = None,
     surrogate: Callable[[Tensor], Tensor] | None = None,
     count: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, SpikeCounts | None]:
     """Run :func:`sj_burst.functional.burst_multi_step` on a backend.
 
     Args:
@@ -159,8 +161,8 @@ def burst_multi_step(
             a very large Γ.
 
     Returns:
-        Outputs, membrane potential and spike count after the last step; and spikes per step
-        ``[T]``, or ``None``.
+        Outputs, membrane potential and spike count after the last step; and the spikes counted, or
+        ``None``.
 
     Raises:
         ValueError: if the tensors are not on the backend's kind of device.
@@ -174,7 +176,7 @@ def burst_multi_step(
     if engine == "cupy" and _cupy_can(z_seq.dtype, threshold.dtype):
         trainable = surrogate is None or cupy.surrogate_code(surrogate) is not None
         if trainable:
-            return cupy.burst_multi_step(
+            y_seq, v, sent, counts = cupy.burst_multi_step(
                 z_seq,
                 v,
                 threshold,
@@ -184,6 +186,7 @@ def burst_multi_step(
                 surrogate=surrogate,
                 count=count,
             )
+            return y_seq, v, sent, None if counts is None else SpikeCounts(counts)
     if engine == "numba" and _numba_can(z_seq, v, threshold, shift, sent):
         from . import numba
 
@@ -193,7 +196,7 @@ def burst_multi_step(
     y_seq, v, sent = functional.burst_multi_step(
         z_seq, v, threshold, max_spikes, shift=shift, sent=sent, surrogate=surrogate
     )
-    return y_seq, v, sent, None
+    return y_seq.to(z_seq.dtype), v, sent, None  # the state of half precision is float32
 
 
 def li_pool_multi_step(

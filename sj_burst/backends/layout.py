@@ -8,6 +8,7 @@ channels-last tensor inner 1.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..functional import needs_grad
 
 __all__ = [
+    "SpikeCounts",
     "flat_parameters",
     "flat_state",
     "image_order",
@@ -22,6 +24,18 @@ __all__ = [
     "pool_geometry",
     "restore",
 ]
+
+
+class SpikeCounts(NamedTuple):
+    """Spikes of a multi-step forward; a burst of n counts n, a negative spike 1.
+
+    Attributes:
+        per_step: ``[T]``, over all neurons.
+        per_neuron: ``[N, ...]``, over all steps; ``None`` if the backend counts steps only.
+    """
+
+    per_step: Tensor
+    per_neuron: Tensor | None = None
 
 
 def _reorder(x_seq: Tensor, order: list[int]) -> tuple[Tensor, list[int]]:

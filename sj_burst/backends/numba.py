@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layout import flat_parameters, image_order, memory_order, pool_geometry, restore
+from .layout import SpikeCounts, flat_parameters, image_order, memory_order, pool_geometry, restore
 
 __all__ = ["burst_multi_step", "li_pool_multi_step"]
 
@@ -42,8 +42,11 @@ def _spread(target, values, inner, first):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, counts):  # type: ignore[no-untyped-def]
-    """T steps of the neurons from ``start`` to ``stop``; ``y [T, M]``, state in place."""
+def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, counts, totals):  # type: ignore[no-untyped-def]
+    """T steps of the neurons from ``start`` to ``stop``; ``y [T, M]``, state in place.
+
+    Adds the spikes of every step to ``counts [T]`` and of every neuron to ``totals [M]``.
+    """
     steps, neurons = y.shape
     flat_y = y.reshape(-1)
     least, most = bounds
@@ -56,6 +59,8 @@ def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, co
             _spread(shifts, shift, inner[1], first)
         if sent is not None:
             sents = sent[first : first + size]
+        if counts is not None:
+            fired = totals[first : first + size]
         for t in range(steps):
             zs = z[t * z_stride + first : t * z_stride + first + size]
             ys = flat_y[t * neurons + first : t * neurons + first + size]
@@ -74,6 +79,7 @@ def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, co
                 vs[j] = m - thetas[j] * n
                 if counts is not None:
                     spikes += np.int32(abs(n))  # type: ignore[assignment]
+                    fired[j] += abs(n)
             if counts is not None:
                 counts[t] += spikes
 
@@ -188,7 +194,7 @@ def burst_multi_step(
     shift: Tensor | None = None,
     sent: Tensor | None = None,
     count: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, SpikeCounts | None]:
     """T steps of the burst neuron; see :func:`sj_burst.functional.burst_multi_step`.
 
     Args:
@@ -201,8 +207,8 @@ def burst_multi_step(
         count: whether to count spikes while they are emitted.
 
     Returns:
-        Outputs, membrane potential and spike count after the last step, and the number of spikes in
-        every step (``[T]``, a burst of n counts n) if asked for.
+        Outputs, membrane potential and spike count after the last step, and the number of spikes of
+        every step and every neuron if asked for.
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
@@ -216,18 +222,23 @@ def burst_multi_step(
     real = v_out.dtype.type
     bounds = (real(0 if sent is None else -max_spikes), real(max_spikes))
     count = count and max_spikes <= MAX_COUNTED
+    totals = np.zeros_like(v_out) if count else None
 
     def part(start: int, stop: int) -> np.ndarray | None:
         counts = np.zeros(len(y), np.int64) if count else None
-        _burst(start, stop, z, stride, y, *states, tuple(inner), bounds, counts)
+        _burst(start, stop, z, stride, y, *states, tuple(inner), bounds, counts, totals)
         return counts
 
     counts = _parallel(part, v.numel(), BLOCK, y.size)
+    spikes = None
+    if totals is not None:
+        per_step = torch.from_numpy(sum(counts, np.zeros(len(y), np.int64)))
+        spikes = SpikeCounts(per_step, restore(torch.from_numpy(totals), v.shape, order))
     return (
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),
         None if sent_out is None else restore(torch.from_numpy(sent_out), v.shape, order),
-        torch.from_numpy(sum(counts, np.zeros(len(y), np.int64))) if count else None,
+        spikes,
     )
 
 

@@ -12,7 +12,7 @@ from .trace import depends_on_input
 if TYPE_CHECKING:
     from .network import SpikingNetwork
 
-__all__ = ["Presentation"]
+__all__ = ["Presentation", "laid_out"]
 
 
 class Presentation:
@@ -51,7 +51,7 @@ class Presentation:
         interpreter = _Partial(self.snn.graph, self._constant)
         with self.snn.window(Window(2, len(self.x))):  # two steps: what is constant says so
             interpreter.run(self.x)
-        return {n: _laid_out(interpreter.kept.get(n)) if n in self._read else None for n in nodes}
+        return {n: laid_out(interpreter.kept.get(n)) if n in self._read else None for n in nodes}
 
     def run(self, time_steps: int) -> Tensor:
         """Output of the next steps ``[T, N, ...]``."""
@@ -76,7 +76,7 @@ class Presentation:
             self._values = self._evaluate()
 
 
-def _laid_out(value: Any) -> Any:
+def laid_out(value: Any) -> Any:
     """Pictures on a CPU with the channels last, in which convolutions and pooling are faster."""
     if isinstance(value, Tensor) and value.dim() == 4 and value.device.type == "cpu":
         return value.contiguous(memory_format=torch.channels_last)

@@ -27,8 +27,10 @@ BOOLS = (False, True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_burst_equals_reference(dtype, shifted, signed):
     for case in burst_cases(dtype, signed, shifted):
-        got = numba_backend.burst_multi_step(*case.args(), **case.options, count=True)
-        assert_burst_equal(case, got)
+        *got, spikes = numba_backend.burst_multi_step(*case.args(), **case.options, count=True)
+        assert_burst_equal(case, (*got, spikes.per_step))
+        bursts = (got[0] / case.threshold).round().abs()
+        assert torch.equal(spikes.per_neuron, bursts.sum(0))
 
 
 def test_many_blocks_and_threads(monkeypatch):
@@ -43,7 +45,9 @@ def test_many_blocks_and_threads(monkeypatch):
             got = numba_backend.burst_multi_step(z_seq, v, threshold, 2, count=True)
             y_seq, v_after, _ = functional.burst_multi_step(z_seq, v, threshold, 2)
             assert torch.equal(got[0], y_seq) and torch.equal(got[1], v_after)
-            assert torch.equal(got[3], (y_seq / threshold).round().flatten(1).sum(1).long())
+            bursts = (y_seq / threshold).round()
+            assert torch.equal(got[3].per_step, bursts.flatten(1).sum(1).long())
+            assert torch.equal(got[3].per_neuron, bursts.sum(0))
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=repr)
