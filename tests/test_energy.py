@@ -83,9 +83,7 @@ def test_synops_of_a_network_of_spikingjelly(channel_wise):
     counts = {}
     for name, node in snn.named_modules():
         if isinstance(node, neuron.IFNode):
-            node.register_forward_hook(
-                lambda _, __, y, name=name: counts.setdefault(name, []).append(y)
-            )
+            node.register_forward_hook(lambda _, __, y, name=name: counts.setdefault(name, []).append(y))
     with torch.no_grad():
         for _ in range(steps):
             snn(x)
