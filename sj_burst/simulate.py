@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -126,17 +127,22 @@ def simulate(
     snn = snn.to(device)
     training = snn.training
     snn.eval()
-    totals, counter = _Totals(time_steps, early_exit), _SpikeCounter(snn, time_steps)
-    plan: _Plan | None = None
+    totals = _Totals(time_steps, early_exit)
     try:
         with ExitStack() as stack:
+            pairs = batches(loader)
+            head = next(pairs)
+            _check_batch(*head)
+            # Before anything is counted: it runs the network.
+            plan = _plan(snn, head[0].to(device), time_steps, chunk, early_exit)
+            counter = stack.enter_context(_SpikeCounter(snn, time_steps))
             outputs: dict[str, Tensor] = {}
             if isinstance(snn, SpikingNetwork):
                 outputs = stack.enter_context(count_outputs(snn))
-            for x, target in tqdm(batches(loader), "simulate", disable=not progress, leave=False):
+            pairs = chain([head], pairs)
+            for x, target in tqdm(pairs, "simulate", disable=not progress, leave=False):
                 _check_batch(x, target)
                 x = x.to(device)
-                plan = plan or _plan(snn, x, time_steps, chunk, early_exit)
                 wanted: Tensor | None = None
                 if reference is not None:  # it stays where it is
                     wanted = evaluate(reference, x.to(_device_of(reference))).to(device)
@@ -154,7 +160,6 @@ def simulate(
             result.operations = count_operations(snn, outputs, x[:1], result.samples, time_steps)
         return result
     finally:
-        counter.remove()
         reset_net(snn)
         snn.train(training)
 
@@ -194,7 +199,10 @@ class _Plan(NamedTuple):
     chunk: int
 
 
-ROWS_ON_CPU = 128  # folded rows (steps × samples) that keep a layer's activations in cache
+# Rows are folded: steps × samples. On a CPU the largest activation of a chunk stays below the size
+# from which memory comes fresh from the system, page by page, at every allocation.
+BYTES_ON_CPU = 24_000_000
+ROWS_ON_CPU = 512
 STEPS_ON_CPU = 8
 ROWS_ON_GPU = 16384  # more rows are no faster
 
@@ -204,25 +212,28 @@ def _plan(
 ) -> _Plan:
     if not isinstance(snn, SpikingNetwork):
         return _Plan(len(x), 1)
+    snn.check_input(x)
     chunk = 1 if chunk is None and early_exit is not None else chunk
     if x.device.type == "cpu":
-        chunk = chunk or min(time_steps, STEPS_ON_CPU)
-        return _Plan(max(1, ROWS_ON_CPU // min(chunk, STEPS_ON_CPU)), chunk)
+        rows = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _largest_values(snn, x[:1])[-1]))
+        chunk = chunk or min(time_steps, STEPS_ON_CPU, rows)
+        parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // rows)
+        return _Plan(-(-len(x) // parts), chunk)
     rows = ROWS_ON_GPU
     if x.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(x.device)
-        rows = min(rows, int(free / 4 / _bytes_per_row(snn, x[:1])))
+        rows = min(rows, int(free / 4 / sum(_largest_values(snn, x[:1]))))
     samples = max(1, min(len(x), rows))
     return _Plan(samples, chunk or max(1, min(time_steps, rows // samples)))
 
 
-def _bytes_per_row(snn: SpikingNetwork, x: Tensor) -> int:
-    """What one sample needs in one step: the largest values that exist side by side."""
+def _largest_values(snn: SpikingNetwork, x: Tensor) -> list[int]:
+    """Bytes of the largest values of one sample in one step, which may exist side by side."""
     reset_net(snn)
     with snn.window(Window(1, len(x))):
         values = record(snn.graph, x).values()
     sizes = sorted(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-    return max(1, sum(sizes[-4:]))
+    return [max(1, size) for size in sizes[-4:]]
 
 
 class _Run:
@@ -290,7 +301,10 @@ class _SpikeCounter:
         self.spikes[name][first : first + len(per_step)] += per_step.cpu()
         self.positions[name] = first + len(per_step)
 
-    def remove(self) -> None:
+    def __enter__(self) -> "_SpikeCounter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave the network as it was."""
         for handle in self.handles:
             handle.remove()
