@@ -21,6 +21,8 @@ stay two modules, whose outputs hooks can see. numba compiles a loop when it is 
 some seconds, and keeps it on disk.
 """
 
+import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -80,7 +82,7 @@ def set_backend(snn: nn.Module, backend: str) -> None:
         snn: any network with stateful modules.
         backend: ``"torch"``; ``"numba"`` (CPU tensors, ``pip install 'sj_burst[cpu]'``);
             ``"cupy"`` (CUDA tensors, ``pip install 'sj_burst[cuda13]'``); or ``"auto"``: for every
-            tensor the fastest of them that is installed.
+            tensor the fastest of them that is installed and runs, which converted networks have.
 
     Raises:
         ValueError: for an unknown name.
@@ -106,11 +108,36 @@ def set_backend(snn: nn.Module, backend: str) -> None:
             )
 
 
+def _works(backend: str) -> bool:
+    """Whether an installed backend runs here; tried once, where trying does no harm."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return True
+    return _tried(backend)
+
+
+@functools.cache
+def _tried(backend: str) -> bool:
+    z_seq, v, threshold = torch.ones(2, 1, 8), torch.zeros(1, 8), torch.tensor(0.75)
+    try:
+        if backend == "numba":
+            importlib.import_module(f"{__name__}.numba")
+        if backend == "cupy":
+            y_seq = cupy.burst_multi_step(z_seq.cuda(), v.cuda(), threshold.cuda(), 2)[0]
+            if not torch.equal(y_seq.cpu(), functional.burst_multi_step(z_seq, v, threshold, 2)[0]):
+                raise RuntimeError("its neurons fire differently")
+    except Exception as error:
+        logger.warning(f"backend {backend!r} does not run here, torch does its work: {error!r}")
+        return False
+    return True
+
+
 def _engine(backend: str, x: Tensor) -> str:
     """The backend for this tensor."""
     if backend == "auto":
-        wanted = "cupy" if x.is_cuda else "numba"
-        return wanted if INSTALLED[wanted] and x.device.type in ("cpu", "cuda") else "torch"
+        wanted = {"cuda": "cupy", "cpu": "numba"}.get(x.device.type, "torch")
+        return wanted if INSTALLED.get(wanted, True) and _works(wanted) else "torch"
     needed = {"cupy": "cuda", "numba": "cpu"}.get(backend, x.device.type)
     if x.device.type != needed:
         raise ValueError(

@@ -19,6 +19,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(node, LIMaxPool2d(2, step_mode="m"), LIAdaptiveMaxPool2d(1, step_mode="m"))
 
 
+def network_of_relus() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
 def test_properties():
     node, pool, adaptive = network()
     assert node.backend == pool.backend == "torch"
@@ -122,3 +126,21 @@ def test_import_stays_lean():
 
 def test_public_name():
     assert sj_burst.set_backend is set_backend
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_auto_falls_back_where_a_backend_does_not_run(monkeypatch):
+    """CuPy may be installed where it cannot launch kernels: here, on the CPU's torch."""
+    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
+    monkeypatch.setattr(backends, "_tried", backends._tried.__wrapped__)
+
+    class OnCuda:
+        device = torch.device("cuda")
+        is_cuda = True
+
+    assert backends._engine("auto", OnCuda()) == "torch"
+
+
+def test_converted_networks_take_the_fastest_backend(convert):
+    snn = convert(network_of_relus(), [torch.randn(4, 3)])
+    assert all(node.backend == "auto" for node in snn.neurons().values())

@@ -77,7 +77,7 @@ def test_time_to_reach_the_ann(benchmark):
     """Wall time until accuracy is within a point of the ANN, and of SpikingJelly's fastest recipe."""
     args = parser(None).parse_args([])
     data = fashion_mnist()
-    test, calibration = batched(data["test"], 1000), batched(data["train"], 1000)
+    test, calibration = batched(data["test"], 500), batched(data["train"], 1000)
     ann = quickstart_network(args, data["train"])
     goal = accuracy(ann, test) - 0.01
     recipes = {
