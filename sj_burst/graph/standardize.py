@@ -86,15 +86,30 @@ def _adaptive_max_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _avg_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
-    def build(x: Tensor, kernel_size: Any, stride: Any = None, *args: Any, **kw: Any) -> nn.Module:
-        dims = int(module.__name__[-2])
-        kernel = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
-        if kernel == tuple(x.shape[-dims:]) and not any(args) and not any(kw.values()):
-            # Written as "the whole map": keep it so at other resolutions.
-            return (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1](1)
+    def build(_: object, kernel_size: Any, stride: Any = None, *args: Any, **kw: Any) -> nn.Module:
         return module(kernel_size, stride or None, *args, **kw)
 
     return build
+
+
+def _follow_size(pool: Any, x: Tensor) -> nn.Module:
+    """A pooling whose window was computed from the input: over the whole map, at any resolution."""
+    if type(pool) not in _ADAPTIVE:
+        return pool
+    dims = int(type(pool).__name__[-2])
+    window = (pool.kernel_size,) * dims if isinstance(pool.kernel_size, int) else tuple(pool.kernel_size)
+    whole = window == tuple(x.shape[-dims:])
+    return _ADAPTIVE[type(pool)](1) if whole and pool.padding in (0, (0,) * dims) else pool
+
+
+_ADAPTIVE: dict[type[nn.Module], Callable[[int], nn.Module]] = {
+    nn.AvgPool1d: nn.AdaptiveAvgPool1d,
+    nn.AvgPool2d: nn.AdaptiveAvgPool2d,
+    nn.AvgPool3d: nn.AdaptiveAvgPool3d,
+    nn.MaxPool1d: nn.AdaptiveMaxPool1d,
+    nn.MaxPool2d: nn.AdaptiveMaxPool2d,
+    nn.MaxPool3d: nn.AdaptiveMaxPool3d,
+}
 
 
 def _adaptive_avg_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
@@ -267,7 +282,9 @@ def _replacement(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     if not args:  # called as relu(input=x)
         args = (kwargs.pop("input"),)
     try:
-        return builder(*args, **kwargs)
+        module = builder(*args, **kwargs)
+        computed = len(node.all_input_nodes) > 1
+        return _follow_size(module, args[0]) if computed else module  # type: ignore[arg-type]
     except TypeError as error:
         raise Unsupported(f"called with unexpected arguments ({error})") from error
 
