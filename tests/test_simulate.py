@@ -168,6 +168,16 @@ def test_a_reference_of_another_shape_is_refused(convert):
         simulate(snn, [X], 4, reference=nn.Sequential(ann, nn.Linear(5, 1)), progress=False)
 
 
+def test_inputs_that_do_not_fit(convert):
+    snn = convert(vgg(), [X], calibration="none")
+    with pytest.raises(ValueError, match=r"calibrated on samples \[2, 8, 8\], got \[4, 16, 16\]"):
+        simulate(snn, [torch.randn(2, 4, 16, 16)], 4, progress=False)
+    with pytest.raises(ValueError, match=r"computes in torch.float32, got an input of torch.float64"):
+        simulate(snn, [X.double()], 4, progress=False)
+    with pytest.raises(ValueError, match=r"takes inputs \[N, 2, 8, 8\]"):
+        snn(X[0])
+
+
 def test_half_precision_is_summed_in_single_precision(convert):
     ann, x = vgg().bfloat16(), X.bfloat16()
     snn = convert(ann, [x])

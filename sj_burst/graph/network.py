@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, fx, nn
 
@@ -71,7 +72,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         return self._run(x, Window(time_steps, len(x)))
 
     def check_input(self, x: Tensor, leading: str = "N") -> None:
-        """Raise unless ``x`` has as many dimensions as the batches of calibration, and time.
+        """Raise unless ``x`` has the dimensions, channels and precision of calibration, and time.
 
         Raises:
             ValueError: names what is expected.
@@ -82,6 +83,21 @@ class SpikingNetwork(nn.Module, base.StepModule):
                 f"the network takes inputs [{', '.join(expected)}] in step_mode={self.step_mode!r}, "
                 f"got {list(x.shape)}; hold(x, T) presents [N, ...] for T steps in either mode"
             )
+        # Height, width and length may vary; so may either dimension of a sequence.
+        sample = tuple(x.shape[x.dim() - len(self.input_shape) :])
+        if len(self.input_shape) != 2 and sample[:1] != self.input_shape[:1]:
+            raise ValueError(
+                f"the network was calibrated on samples {list(self.input_shape)}, got {list(sample)}; "
+                "channels or features differ"
+            )
+        precisions = {p.dtype for p in self.graph.parameters() if p.is_floating_point()}
+        if x.is_floating_point() and precisions and x.dtype not in precisions:
+            if not torch.is_autocast_enabled(x.device.type):
+                wanted = ", ".join(map(str, precisions))
+                raise ValueError(
+                    f"the network computes in {wanted}, got an input of {x.dtype}; "
+                    f"convert one of them with .to({wanted.split(',')[0]})"
+                )
 
     def present(self, x: Tensor) -> Presentation:
         """Hold ``x`` for as many steps, in as many parts, as :class:`Presentation` is asked for."""
