@@ -90,14 +90,17 @@ class SpikingNetwork(nn.Module, base.StepModule):
                 f"the network was calibrated on samples {list(self.input_shape)}, got {list(sample)}; "
                 "channels or features differ"
             )
-        precisions = {p.dtype for p in self.graph.parameters() if p.is_floating_point()}
-        if x.is_floating_point() and precisions and x.dtype not in precisions:
-            if not torch.is_autocast_enabled(x.device.type):
-                wanted = ", ".join(map(str, precisions))
-                raise ValueError(
-                    f"the network computes in {wanted}, got an input of {x.dtype}; "
-                    f"convert one of them with .to({wanted.split(',')[0]})"
-                )
+        if x.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
+            self._check_precision(x.dtype)
+
+    def _check_precision(self, dtype: torch.dtype) -> None:
+        computed = {p.dtype for p in self.graph.parameters() if p.is_floating_point()}
+        if computed and dtype not in computed:
+            wanted = ", ".join(sorted(map(str, computed)))
+            raise ValueError(
+                f"the network computes in {wanted}, got an input of {dtype}; convert one of them, with "
+                f".to({wanted.split(',')[0]}) say"
+            )
 
     def present(self, x: Tensor) -> Presentation:
         """Hold ``x`` for as many steps, in as many parts, as :class:`Presentation` is asked for."""
