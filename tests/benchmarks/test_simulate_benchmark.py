@@ -89,20 +89,24 @@ def test_time_to_reach_the_ann(benchmark):
     }
     recipes["SpikingJelly LTB"] = ann2snn.LocalThresholdBalancingRecipe(calibration)
     recipes["sj_burst"] = BurstRecipe(calibration, time_steps=2, max_spikes=4, progress=False)
-    steps, runs = {}, {}
+    steps, networks = {}, {}
     for label, recipe in recipes.items():
         snn = ann2snn.Converter(recipe).convert(ann)
         if label == "sj_burst":
             set_backend(snn, BACKENDS[-1])
-        reached = simulate(snn, test, 192, progress=False).accuracy >= goal
+        limit = 8 if label == "sj_burst" else 128
+        reached = simulate(snn, test, limit, progress=False).accuracy >= goal
         if reached.any():
-            steps[label] = int(reached.int().argmax()) + 1
-            runs[label] = lambda snn=snn, t=steps[label]: simulate(snn, test[:2], t, progress=False)
-    found = benchmark.pedantic(medians, args=(runs,), kwargs={"repeats": 5}, rounds=1, iterations=1)
-    ours = found.pop("sj_burst")
+            steps[label], networks[label] = int(reached.int().argmax()) + 1, snn
     print(f"\nsteps to within a point of the ANN: {steps}")
-    fastest = min(found, key=found.__getitem__)
-    print(f"{fastest} takes {found[fastest] / ours:.1f} times as long as sj_burst")
+    # SpikingJelly's networks differ in the steps they need, not in the time of a step.
+    fastest = min((label for label in steps if label != "sj_burst"), key=steps.__getitem__)
+    runs = {
+        label: lambda label=label: simulate(networks[label], test[:1], steps[label], progress=False)
+        for label in ("sj_burst", fastest)
+    }
+    found = benchmark.pedantic(medians, args=(runs,), kwargs={"repeats": 5}, rounds=1, iterations=1)
+    print(f"{fastest} takes {found[fastest] / found['sj_burst']:.1f} times as long as sj_burst")
 
 
 _PEAK = """
