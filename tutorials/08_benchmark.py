@@ -198,6 +198,8 @@ def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
         cells[row["setting"]][int(row["T"])].append(row)
     parts = [title]
     for measure, caption, factor, digits in TABLES:
+        if not any(row[measure] for row in rows):
+            continue
         lines = ["| | " + " | ".join(f"T = {t}" for t in steps) + " |", "| - |" + " - |" * len(steps)]
         for label, found in cells.items():
             line = []
