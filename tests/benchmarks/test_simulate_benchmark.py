@@ -5,6 +5,7 @@
 prints ratios, medians of alternating runs.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sj_burst import BurstRecipe, backends, set_backend, simulate, standardize
 from sj_burst.graph import fuse
 
 NETWORKS = {"vgg": (small_vgg, (1, 28, 28)), "resnet20": (CifarResNet, (3, 32, 32))}
+STEPS_TRIED = 64
 BACKENDS = [b for b in ("torch", "numba") if backends.INSTALLED.get(b, True)]
 
 
@@ -74,7 +76,10 @@ def test_time_beside_the_ann(benchmark, network, max_spikes):
 
 
 def test_time_to_reach_the_ann(benchmark):
-    """Wall time until accuracy is within a point of the ANN, and of SpikingJelly's fastest recipe."""
+    """Wall time until accuracy is within a point of the ANN, and of SpikingJelly's fastest recipe.
+
+    A recipe that is not there after ``STEPS_TRIED`` steps is given no more: the ratio is a lower bound.
+    """
     args = parser(None).parse_args([])
     data = fashion_mnist()
     test, calibration = batched(data["test"], 500), batched(data["train"], 1000)
@@ -94,11 +99,11 @@ def test_time_to_reach_the_ann(benchmark):
         snn = ann2snn.Converter(recipe).convert(ann)
         if label == "sj_burst":
             set_backend(snn, BACKENDS[-1])
-        limit = 8 if label == "sj_burst" else 128
+        limit = 8 if label == "sj_burst" else STEPS_TRIED
         reached = simulate(snn, test, limit, progress=False).accuracy >= goal
-        if reached.any():
-            steps[label], networks[label] = int(reached.int().argmax()) + 1, snn
-    print(f"\nsteps to within a point of the ANN: {steps}")
+        steps[label] = int(reached.int().argmax()) + 1 if reached.any() else limit
+        networks[label] = snn
+        print(label, f"is there after {steps[label]} steps" if reached.any() else f"is not in {limit}")
     # SpikingJelly's networks differ in the steps they need, not in the time of a step.
     fastest = min((label for label in steps if label != "sj_burst"), key=steps.__getitem__)
     runs = {
@@ -125,9 +130,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_peak_memory_over_time_steps(benchmark):
     def peak(steps: int) -> int:
         command = [sys.executable, "-W", "ignore", "-c", _PEAK, str(steps)]
-        return int(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            command, env=os.environ | paths, capture_output=True, text=True, check=True
         )
+        return int(done.stdout.split()[-1])
 
     found = benchmark.pedantic(lambda: {t: peak(t) for t in (16, 256)}, rounds=1, iterations=1)
     print(f"\npeak memory at T = 256 / T = 16: {found[256] / found[16]:.3f}")
