@@ -1,6 +1,5 @@
 """Synaptic operations and the energy they cost, beside the ANN's multiply-accumulates."""
 
-import copy
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -254,23 +253,26 @@ def _counted(node: nn.Module) -> Tensor | None:
     spikes = node.spike_counts.per_neuron
     if spikes is None:
         return None
-    total = _sum_of_magnitudes(spikes, {})
+    total = _sum_of_rows(spikes)
     return total * per_channel(node.threshold.double(), total.dim())
 
 
 def _sum_of_magnitudes(y: Tensor, room: dict[Any, Tensor]) -> Tensor:
-    """Σ |y| over rows, ``[1, ...]``; a product with ones is much faster than a sum over rows."""
+    """Σ |y| over rows, ``[1, ...]``."""
+    key = (y.shape, y.stride(), y.device, y.dtype)
+    if key not in room:
+        room[key] = torch.empty_like(y)
+    return _sum_of_rows(torch.abs(y, out=room[key]))
+
+
+def _sum_of_rows(y: Tensor) -> Tensor:
+    """Σ y over rows, ``[1, ...]``; a product with ones is much faster than a sum."""
     strides = y.stride()
     order = sorted(range(1, y.dim()), key=lambda d: -strides[d])  # as it lies in memory
     rows = y.permute(0, *order)
-    key = (rows.shape, y.device)
-    if key not in room:
-        room[key] = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    magnitudes = torch.abs(rows, out=room[key])
     if y.dtype not in (torch.float32, torch.float64):
-        magnitudes = magnitudes.float()
-    total = magnitudes.new_ones(1, len(y)) @ magnitudes.flatten(1)
-    total = total.double().unflatten(1, rows.shape[1:])
+        rows = rows.float()
+    total = (rows.new_ones(1, len(y)) @ rows.flatten(1)).double().unflatten(1, rows.shape[1:])
     return total.permute(0, *[order.index(d) + 1 for d in range(1, y.dim())])
 
 
@@ -380,9 +382,11 @@ class _Walk:
             is_weight = isinstance(value, Tensor) and value.is_floating_point()
             return torch.ones_like(value, dtype=torch.float64) if is_weight else value
 
+        args: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), ones)
         if node.op == "call_module":
-            return _with_unit_weights(self.gm.get_submodule(str(node.target)))(*args).sum().item()
+            layer = self.gm.get_submodule(str(node.target))
+            return _sum_with_unit_weights(layer, *args)
         if getattr(node.target, "__name__", "").startswith(("conv", "linear")):
             args = (*args[:2], *(None for _ in args[2:3]), *args[3:])
             kwargs = {key: value for key, value in kwargs.items() if key != "bias"}
@@ -422,11 +426,17 @@ def _has_tensor(value: Any) -> bool:
     )
 
 
-def _with_unit_weights(layer: nn.Module) -> Any:
-    module: Any = copy.deepcopy(layer).double()
-    module.bias = None
-    module.weight.data.fill_(1.0)
-    return module
+def _sum_with_unit_weights(layer: Any, x: Tensor) -> float:
+    """Σ of the output of a layer without bias whose weights are one: all its channels are alike."""
+    if isinstance(layer, nn.Linear):
+        return x.sum().item() * layer.out_features
+    groups = layer.groups
+    one = {"weight": x.new_ones(groups, 1, *layer.kernel_size)}
+    if layer.bias is not None:
+        one["bias"] = x.new_zeros(groups)
+    every = x.sum(1, keepdim=True).expand(-1, groups, *x.shape[2:])
+    total = torch.func.functional_call(layer, one, (every,)).sum().item()
+    return total * layer.out_channels / groups**2
 
 
 def _window_sums(pool: Any, count: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class BurstIFNode(TemporalModule):
                 f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
             )
         if self.signed and sent is None:
-            sent = torch.zeros_like(x)
+            sent = x.new_zeros(()).expand_as(x)
         return v, sent
 
     def _parameters_for(self, z: Tensor, v: Tensor, dim: int) -> dict[str, Any]:

@@ -5,9 +5,9 @@ that results are equal bit for bit. Importing this module imports numba.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -23,44 +23,69 @@ GRAIN = 1 << 15  # inputs per thread below which another thread costs more than 
 MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted, in 32 bits
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit_parallel = numba.njit(nogil=True, cache=True, error_model="numpy", parallel=True)
 
 
 @_jit
 def _spread(target, values, inner, first):  # type: ignore[no-untyped-def]
     """Write the parameter of the neurons from ``first`` on to ``target``; see :mod:`.layout`."""
-    filled = 0
-    while filled < len(target):
+    filled, size, period = 0, len(target), len(values)
+    while filled < size:
         neuron = first + filled
-        index = neuron // inner % len(values)
-        if inner == 1:
-            run = min(len(target) - filled, len(values) - index)
-            target[filled : filled + run] = values[index : index + run]
-        else:
-            run = min(len(target) - filled, inner - neuron % inner)
+        index = neuron // inner % period
+        if inner > 1:
+            run = min(size - filled, inner - neuron % inner)
             target[filled : filled + run] = values[index]
+        elif filled < period:
+            run = min(size - filled, period - index)
+            target[filled : filled + run] = values[index : index + run]
+        else:  # it repeats: twice as much every time
+            back = filled // period * period
+            run = min(size - filled, back)
+            target[filled : filled + run] = target[filled - back : filled - back + run]
         filled += run
 
 
 @_jit
-def _burst(start, stop, z, z_stride, y, v, theta, shift, sent, inner, bounds, counts, totals):  # type: ignore[no-untyped-def]
-    """T steps of the neurons from ``start`` to ``stop``; ``y [T, M]``, state in place.
+def _burst(  # type: ignore[no-untyped-def]
+    start,
+    stop,
+    z,
+    z_stride,
+    v_before,
+    sent_before,
+    theta,
+    shift,
+    inner,
+    bounds,
+    y,
+    v,
+    sent,
+    counts,
+    totals,
+):
+    """T steps of the neurons from ``start`` to ``stop``.
 
-    Adds the spikes of every step to ``counts [T]`` and of every neuron to ``totals [M]``.
+    Writes outputs ``y [T, M]``, the state ``v`` and ``sent`` after the last step and, if asked for,
+    the spikes of every neuron ``totals [M]``; adds those of every step to ``counts [T]``.
     """
     steps, neurons = y.shape
     flat_y = y.reshape(-1)
-    least, most = bounds
+    least, most = bounds[0], bounds[1]
     theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
-        _spread(thetas, theta, inner[0], first)
+        _spread(vs, v_before, inner[0], first)
+        _spread(thetas, theta, inner[2], first)
         if shift is not None:
-            _spread(shifts, shift, inner[1], first)
+            _spread(shifts, shift, inner[3], first)
         if sent is not None:
             sents = sent[first : first + size]
+            _spread(sents, sent_before, inner[1], first)
         if counts is not None:
             fired = totals[first : first + size]
+            fired[:] = 0
         for t in range(steps):
             zs = z[t * z_stride + first : t * z_stride + first + size]
             ys = flat_y[t * neurons + first : t * neurons + first + size]
@@ -108,7 +133,8 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
 
     ``total [outer, H, W, inner]``, ``pooled`` and ``out [T, …]`` likewise.
     """
-    (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (gap_h, gap_w) = geometry
+    kernel_h, kernel_w, stride_h, stride_w = geometry[0], geometry[1], geometry[2], geometry[3]
+    pad_h, pad_w, gap_h, gap_w = geometry[4], geometry[5], geometry[6], geometry[7]
     height, width, inner = total.shape[1:]
     out_height, out_width = pooled.shape[1:3]
     size = height * width * inner
@@ -147,29 +173,87 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
                             before[place, k] = best[k]
 
 
-_threads: ThreadPoolExecutor | None = None
+@_jit_parallel
+def _burst_parts(  # type: ignore[no-untyped-def]
+    parts,
+    size,
+    stop,
+    z,
+    z_stride,
+    v_before,
+    sent_before,
+    theta,
+    shift,
+    inner,
+    bounds,
+    y,
+    v,
+    sent,
+    counts,
+    totals,
+):
+    """:func:`_burst` in parts side by side; ``counts [parts, T]``."""
+    for part in numba.prange(parts):
+        count = None if counts is None else counts[part]
+        _burst(
+            part * size,
+            min((part + 1) * size, stop),
+            z,
+            z_stride,
+            v_before,
+            sent_before,
+            theta,
+            shift,
+            inner,
+            bounds,
+            y,
+            v,
+            sent,
+            count,
+            totals,
+        )
 
 
-def _forget_threads() -> None:
-    global _threads
-    _threads = None  # a forked process does not inherit them
+@_jit_parallel
+def _li_pool_parts(parts, size, stop, arrays, geometry):  # type: ignore[no-untyped-def]
+    """:func:`_li_pool` in parts side by side."""
+    x, x_stride, out, total, pooled = arrays
+    for part in numba.prange(parts):
+        end = min((part + 1) * size, stop)
+        _li_pool(part * size, end, x, x_stride, out, total, pooled, geometry)
+
+
+_one_at_a_time = threading.Lock()  # not every threading layer of numba lets two threads in
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True  # a forked process does not inherit the worker threads, and cannot start others
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
-def _parallel(call: Callable[[int, int], Any], work: int, unit: int, cost: int) -> list[Any]:
-    """Results of ``call(start, stop)`` for parts of ``range(work)`` that are multiples of ``unit``."""
-    global _threads
-    parts = max(1, min(torch.get_num_threads(), cost // GRAIN))
+def _parts(work: int, unit: int, cost: int) -> tuple[int, int]:
+    """Into how many parts ``range(work)`` falls, and the size of each, a multiple of ``unit``."""
+    threads = 1 if _forked else torch.get_num_threads()
+    parts = max(1, min(threads, cost // GRAIN))
     size = max(-(-work // (parts * unit)), 1) * unit
-    spans = [(start, min(start + size, work)) for start in range(0, work, size)]
-    if len(spans) <= 1:
-        return [call(*span) for span in spans]
-    _threads = _threads or ThreadPoolExecutor(os.cpu_count())
-    futures = [_threads.submit(call, *span) for span in spans[1:]]
-    return [call(*spans[0]), *(future.result() for future in futures)]
+    return max(1, -(-work // size)), size
+
+
+@contextmanager
+def _threads(parts: int) -> Iterator[None]:
+    """No more threads than there are parts: those without work would wait busily."""
+    with _one_at_a_time:
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(parts, before))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
 
 
 def _steps(x_seq: Tensor) -> tuple[np.ndarray, int]:
@@ -213,27 +297,28 @@ def burst_multi_step(
     Source: as :func:`sj_burst.functional.burst_step`.
     """
     z_seq, order = memory_order(z_seq.detach())
-    flat, inner = flat_parameters(v.shape, order, v.dtype, threshold.detach(), shift)
-    theta, shift_values = (None if p is None else p.detach().numpy() for p in flat)
-    v_out, sent_out = _copy(v, order), None if sent is None else _copy(sent, order)
-    states = (v_out, theta, shift_values, sent_out)
+    steps, neurons = len(z_seq), v.numel()
+    flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift)
+    given = [None if p is None else p.detach().numpy() for p in flat]
     z, stride = _steps(z_seq)
-    y = np.empty((len(z_seq), v.numel()), v_out.dtype)
-    real = v_out.dtype.type
-    bounds = (real(0 if sent is None else -max_spikes), real(max_spikes))
-    count = count and max_spikes <= MAX_COUNTED
-    totals = np.zeros_like(v_out) if count else None
-
-    def part(start: int, stop: int) -> np.ndarray | None:
-        counts = np.zeros(len(y), np.int64) if count else None
-        _burst(start, stop, z, stride, y, *states, tuple(inner), bounds, counts, totals)
-        return counts
-
-    counts = _parallel(part, v.numel(), BLOCK, y.size)
+    y = np.empty((steps, neurons), z.dtype)
+    v_out = np.empty(neurons, z.dtype)
+    sent_out = None if sent is None else np.empty_like(v_out)
+    bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
+    parts, size = _parts(neurons, BLOCK, y.size)
+    counts = totals = None
+    if count and max_spikes <= MAX_COUNTED:
+        counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
+    arrays = (z, stride, *given, np.array(inner), bounds, y, v_out, sent_out)
+    if parts == 1:
+        _burst(0, neurons, *arrays, None if counts is None else counts[0], totals)
+    else:
+        with _threads(parts):
+            _burst_parts(parts, size, neurons, *arrays, counts, totals)
     spikes = None
-    if totals is not None:
-        per_step = torch.from_numpy(sum(counts, np.zeros(len(y), np.int64)))
-        spikes = SpikeCounts(per_step, restore(torch.from_numpy(totals), v.shape, order))
+    if counts is not None:
+        per_neuron = restore(torch.from_numpy(totals), v.shape, order)
+        spikes = SpikeCounts(torch.from_numpy(counts.sum(0)), per_neuron)
     return (
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),
@@ -265,13 +350,15 @@ def li_pool_multi_step(
     states = [_planes(_copy(state, order), state.shape, order) for state in (total, pooled)]
     x, stride = _steps(x_seq)
     out = np.empty((len(x_seq), *states[1].shape), states[1].dtype)
-    numbers = pool_geometry(pool)
-    geometry = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    geometry = np.array(pool_geometry(pool))
 
-    def part(start: int, stop: int) -> None:
-        _li_pool(start, stop, x, stride, out, *states, geometry)
-
-    _parallel(part, len(states[0]), 1, states[0].size * len(out))
+    arrays = (x, stride, out, *states)
+    parts, size = _parts(len(states[0]), 1, states[0].size * len(out))
+    if parts == 1:
+        _li_pool(0, len(states[0]), *arrays, geometry)
+    else:
+        with _threads(parts):
+            _li_pool_parts(parts, size, len(states[0]), arrays, geometry)
     total_out, pooled_out = (torch.from_numpy(state).view(-1) for state in states)
     results = [
         restore(torch.from_numpy(out).flatten(1), pooled.shape, order),
