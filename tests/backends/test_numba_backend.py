@@ -1,6 +1,9 @@
 """The numba loops against functional.py."""
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -109,3 +112,34 @@ def test_calls_from_several_threads():
     for thread in threads:
         thread.join()
     assert len(results) == 4 and all(torch.equal(r, wanted) for r in results)
+
+
+_FORK = """
+import multiprocessing, torch
+from sj_burst.backends import numba
+
+numba.GRAIN = 1
+torch.set_num_threads(2)
+z_seq, v = torch.randn(4, 5000), torch.zeros(5000)
+
+def fire():
+    return numba.burst_multi_step(z_seq, v, torch.tensor(0.5))[0]
+
+def in_child(queue):
+    queue.put(fire().sum().item())
+
+fork = multiprocessing.get_context("fork")
+wanted, queue = fire().sum().item(), fork.SimpleQueue()
+child = fork.Process(target=in_child, args=(queue,))
+child.start()
+child.join(60)
+assert child.exitcode == 0, child.exitcode
+assert queue.get() == wanted
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_after_a_fork():
+    # A process of its own: this one holds the threads of other libraries.
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
