@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from torch.nn import grad
 from tqdm import tqdm
 
 from .bounded import BoundedActivation
 from .graph.presentation import laid_out
-from .graph.trace import call_sites, is_module
+from .graph.trace import call_sites, depends_on_input, is_module, record
 from .neuron import BurstIFNode
 from .temporal import TemporalModule, Window
 
@@ -188,7 +189,8 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
     (each such step cannot raise the loss). The published method runs Adam on the activation; this
     closed form is our own variant. Layers it does not know (transposed, three-dimensional,
-    ``padding_mode`` other than zeros, more than 8192 inputs per output) keep their weights.
+    ``padding_mode`` other than zeros, ``padding="same"`` of an even kernel, more than 8192 inputs per
+    output) keep their weights.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
@@ -245,7 +247,7 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return rows.flatten(0, -2).mT @ x.flatten(0, -2)
     gradient = grad.conv1d_weight if isinstance(module, nn.Conv1d) else grad.conv2d_weight
-    options = (module.stride, module.padding, module.dilation, module.groups)
+    options = (module.stride, _padding(module), module.dilation, module.groups)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         return gradient(x, module.weight.shape, rows, *options)
 
@@ -261,9 +263,19 @@ def _add_bias(module: Any, correction: Tensor) -> None:
 def _has_patches(module: Any) -> bool:
     if isinstance(module, nn.Linear):
         return module.in_features <= 8192
-    if not isinstance(module, nn.Conv1d | nn.Conv2d) or isinstance(module.padding, str):
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or _padding(module) is None:
         return False
     return module.padding_mode == "zeros" and module.weight[0].numel() <= 8192
+
+
+def _padding(module: Any) -> tuple[int, ...] | None:
+    """Zeros on either side of each dimension; ``None`` if the sides differ."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
 
 
 def _grouped(weight: Tensor, groups: int) -> Tensor:
@@ -279,7 +291,7 @@ def _patches(module: Any, x: Tensor, groups: int) -> Tensor:
     if isinstance(module, nn.Linear):
         rows = x.reshape(1, -1, x.shape[-1])
     else:
-        options = [module.kernel_size, module.dilation, module.padding, module.stride]
+        options = [module.kernel_size, module.dilation, _padding(module), module.stride]
         if isinstance(module, nn.Conv1d):  # a picture of height 1
             x = x.unsqueeze(2)
             options = [(fill, *o) for o, fill in zip(options, (1, 1, 0, 1), strict=True)]
@@ -342,7 +354,8 @@ class _Sweep:
         self.snn: dict[fx.Node, list[Any]] = {}
 
     def run(self, fits: list[Callable[[Layer], None]], progress: bool) -> None:
-        sources = {node: _affine_source(self.gm, node) for node in self._layers()}
+        shapes = self._shapes()
+        sources = {node: _affine_source(self.gm, node, shapes) for node in self._layers()}
         last_use = self._last_use(sources)
         # Evaluated when their layer is fitted, and not before.
         later = {n for node, source in sources.items() for n in self._refitted(node, *source)}
@@ -368,6 +381,13 @@ class _Sweep:
             if is_module(self.gm, node, BurstIFNode)
             or (node not in spiking and is_module(self.gm, node, _AFFINE))
         ]
+
+    def _shapes(self) -> dict[Any, torch.Size]:
+        """Of what every node returns that depends on the input, for some of the images."""
+        values = record(self.gm, self.inputs[0][:2].to(self.device))
+        reset_net(self.gm)
+        moving = depends_on_input(self.gm)
+        return {n: v.shape for n, v in values.items() if n in moving and isinstance(v, Tensor)}
 
     def _last_use(self, sources: dict[fx.Node, Any]) -> dict[fx.Node, fx.Node]:
         last: dict[fx.Node, fx.Node] = {}
@@ -464,8 +484,13 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _affine_source(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The affine call whose output (plus a residual) is a neuron's input alone, and the residual."""
+def _affine_source(
+    gm: fx.GraphModule, node: fx.Node, shapes: Mapping[Any, torch.Size]
+) -> tuple[fx.Node | None, fx.Node | None]:
+    """The affine call whose output (plus a residual) is a neuron's input alone, and the residual.
+
+    A residual counts as one if it has the shape of the sum, and depends on the network's input.
+    """
 
     def owned(n: object) -> bool:
         return (
@@ -480,9 +505,10 @@ def _affine_source(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, f
     current = node.args[0]
     if owned(current):
         return current, None  # type: ignore[return-value]
-    if isinstance(current, fx.Node) and current.target in _SUMS and len(current.users) == 1:
-        first, second = (*current.args, None, None)[:2]
-        for one, other in ((first, second), (second, first)):
-            if owned(one) and isinstance(other, fx.Node) and other is not one:
+    assert isinstance(current, fx.Node)
+    if current.target in _SUMS and not current.kwargs and len(current.users) == 1:
+        for one, other in (current.args, current.args[::-1]):
+            alike = shapes.get(one) == shapes.get(other) == shapes[current]
+            if owned(one) and other is not one and alike:
                 return one, other  # type: ignore[return-value]
     return None, None

@@ -2,7 +2,7 @@
 
 import copy
 import os
-import tempfile
+import secrets
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: for any other network.
+        FileNotFoundError: if there is no such folder.
+        IsADirectoryError: if ``path`` is a folder.
 
     Example:
         >>> save(nn.Linear(2, 2), "snn.pt")
@@ -83,17 +85,26 @@ def _architecture(snn: SpikingNetwork) -> list[str]:
 
 
 def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` to a file beside ``path`` that then takes its place."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """``torch.save`` to a file beside ``path`` that then takes its place.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        IsADirectoryError: if ``path`` is one.
+    """
+    path = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -110,11 +121,12 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        TypeError: if ``ann`` is no network, or a converted one.
         ValueError: if the file is no checkpoint of ours, or is damaged, or of another format, or
             if ``ann`` is of another architecture.
 
     Example:
-        >>> import tempfile
+        >>> import secrets
         >>> from spikingjelly.activation_based import ann2snn
         >>> from sj_burst import BurstRecipe
         >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -126,6 +138,11 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         ...     torch.equal(snn.hold(x, 4), again.hold(x, 4))
         True
     """
+    if not isinstance(ann, nn.Module) or isinstance(ann, SpikingNetwork):
+        raise TypeError(
+            f"load wants the network that was converted, got {type(ann).__name__}; pass an ANN of that "
+            "architecture"
+        )
     content = _read(path)
     state: dict[str, Tensor] = content["state_dict"]
     try:
@@ -196,7 +213,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _fill(snn: SpikingNetwork, state: dict[str, Tensor], path: object) -> None:
-    """Load parameters; calibration may have given layers a bias that the ANN does not have."""
+    """Load parameters; calibration may have untied weights, or added biases that the ANN lacks."""
+    for layer in snn.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, nn.Parameter(parameter.detach().clone()))
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
         module = dict(snn.named_modules()).get(owner)

@@ -9,6 +9,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
+from .checks import check_count
 from .graph.network import SpikingNetwork
 from .graph.standardize import standardize
 from .loader import batches, check_loader, take
@@ -60,7 +61,7 @@ def layer_means(
     Raises:
         ValueError: if T < 1, the loader is empty, ``ann`` is not the network that ``snn`` was
             converted from, or a value is NaN or infinite.
-        TypeError: for a loader that cannot be read.
+        TypeError: for a network that was not converted, or a loader that cannot be read.
 
     Example:
         >>> from spikingjelly.activation_based import ann2snn
@@ -72,8 +73,9 @@ def layer_means(
         >>> layers["1"].current.shape, out.shape
         (torch.Size([16, 4]), torch.Size([16, 2]))
     """
-    if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
-        raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(f"a network converted by BurstRecipe is wanted, got {type(snn).__name__}")
+    check_count(time_steps=time_steps)
     check_loader(loader)
     device = next(snn.buffers(), torch.empty(0)).device
     graph = _standardized(ann, take(loader, 2)[0].to(device))

@@ -8,6 +8,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor
 
 from . import distributed
+from .checks import check_count
 from .graph.network import SpikingNetwork
 from .loader import batches, check_loader, is_label
 
@@ -66,6 +67,7 @@ def fit_early_exit(
 
     Raises:
         ValueError: if a batch has no targets, ``max_loss`` is negative, or the output is no class score.
+        TypeError: for a network that was not converted, or a loader that cannot be read.
 
     Example:
         >>> from sj_burst import BurstRecipe
@@ -81,8 +83,7 @@ def fit_early_exit(
         raise TypeError(
             f"fit_early_exit wants a network converted by BurstRecipe, got {type(snn).__name__}"
         )
-    if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
-        raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
+    check_count(time_steps=time_steps)
     if not max_loss >= 0:
         raise ValueError(f"max_loss must be at least 0 points, got {max_loss}")
     device = next(iter(snn.buffers())).device

@@ -136,7 +136,7 @@ class CompensatedRateEncoder(TemporalModule):
         self.register_memory("u", None)
 
     def _loss(self, x: Tensor) -> Tensor:
-        """R for a constant input x."""
+        """The remainder r for a constant input x."""
         u, rest = x.sign() * self.threshold / 2, x * self.time_steps
         for _ in range(self.time_steps):
             y, u = _fire(x, u, self.threshold)

@@ -12,6 +12,7 @@ from spikingjelly.activation_based import ann2snn, neuron
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
+from .checks import check_count
 from .encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
 from .functional import per_channel
 from .graph.hold import Hold
@@ -180,8 +181,7 @@ def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations
         >>> counted.layers["0"].macs, counted.ann_macs
         (12.0, 20.0)
     """
-    if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
-        raise ValueError(f"time_steps must be an integer ≥ 1, got {time_steps!r}")
+    check_count(time_steps=time_steps)
     if not any(isinstance(module, _SOURCES) for module in graph_of(snn).modules()):
         raise TypeError("synops wants a spiking network, and there is no neuron in this one; convert it")
     check_loader(loader)

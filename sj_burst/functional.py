@@ -162,7 +162,7 @@ def burst_multi_step(
         return torch.stack(outputs), v, sent
 
     # The same operations in the same order, on buffers that are allocated once.
-    y_seq = _room_like(z_seq, torch.result_type(z_seq, threshold))
+    y_seq = _room_like(z_seq, torch.promote_types(torch.result_type(z_seq, threshold), v.dtype))
     v = torch.empty_like(z_seq[0], dtype=v.dtype).copy_(v)
     count = torch.empty_like(v)
     negated = None if sent is None else torch.neg(sent, out=torch.empty_like(v, dtype=sent.dtype))

@@ -68,11 +68,11 @@ class SpikeCalibratedNode(BurstIFNode):
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[Any, ...]:
         """Start all clocks at zero after a reset."""
-        x: Any = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
         v, _ = super().materialize_states(inputs, states[:2], step_mode)
+        assert isinstance(v, Tensor)
         if states[1] is not None:
             return (v, *states[1:])
-        return (v, *(torch.zeros_like(x) for _ in range(5)))
+        return (v, *(torch.zeros_like(v) for _ in range(5)))
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
@@ -121,6 +121,10 @@ def inactivated_share(
 
     Returns:
         Layer name to share in [0, 1].
+
+    Raises:
+        ValueError: if T < 1, the loader is empty, or ``ann`` is not the network it was converted from.
+        TypeError: for a network that was not converted, or a loader that cannot be read.
 
     Source: Li et al., 2022 (SpiCalib).
 

@@ -34,6 +34,7 @@ def split_batch(batch: Any, name: str = "loader") -> tuple[Tensor, Any]:
 
     Raises:
         TypeError: for any other batch.
+        ValueError: for an empty batch, or NaN or infinite inputs.
 
     Example:
         >>> import torch
@@ -50,6 +51,8 @@ def split_batch(batch: Any, name: str = "loader") -> tuple[Tensor, Any]:
         )
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name} yields an empty batch; leave empty batches out")
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError(f"{name} yields NaN or infinite inputs; leave them out")
     return x, target
 
 

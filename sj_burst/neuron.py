@@ -108,15 +108,15 @@ class BurstIFNode(TemporalModule):
         assert isinstance(x, Tensor)
         v, sent = states
         if v is None:
-            dtype = x.dtype if self.backend == "torch" else backends.state_dtype(x.dtype)
-            v = functional.per_channel(self.v_init, x.dim()).to(dtype).expand_as(x)
+            v = functional.per_channel(self.v_init, x.dim()).to(backends.state_dtype(x.dtype))
+            v = v.expand_as(x)
         elif isinstance(v, Tensor) and v.shape != x.shape:
             raise ValueError(
                 f"BurstIFNode holds the membrane potential of an input of shape {tuple(v.shape)} "
                 f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
             )
         if self.signed and sent is None:
-            sent = x.new_zeros(()).expand_as(x)
+            sent = x.new_zeros((), dtype=backends.state_dtype(x.dtype)).expand_as(x)
         return v, sent
 
     def _parameters_for(self, z: Tensor, v: Tensor, dim: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def accuracy_vs_time(
         ax: axes to draw into; a new figure without.
 
     Raises:
-        ValueError: if there is nothing to draw, or a result has no accuracy.
+        ValueError: if there is nothing to draw, a result has no accuracy, or the ANN's is no share.
 
     Example:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -74,9 +74,10 @@ def accuracy_vs_time(
         >>> ax.get_ylabel()
         'accuracy (%)'
     """
+    accuracies = _accuracies(results, ann_accuracy)
     fig, ax = _axes(ax)
     longest = 1
-    for index, (label, accuracy) in enumerate(_accuracies(results).items()):
+    for index, (label, accuracy) in enumerate(accuracies.items()):
         longest = max(longest, len(accuracy))
         steps = range(1, len(accuracy) + 1)
         # Markers at powers of two: more would run together at the right.
@@ -104,7 +105,8 @@ def accuracy_vs_spikes(
         ax: axes to draw into; a new figure without.
 
     Raises:
-        ValueError: if there is nothing to draw, or a result has no accuracy or no spikes.
+        ValueError: if there is nothing to draw, a result has no accuracy or no spikes, or the ANN's
+            accuracy is no share.
 
     Example:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -114,12 +116,16 @@ def accuracy_vs_spikes(
         >>> ax.get_xlabel()
         'spikes per image'
     """
+    accuracies = _accuracies(results, ann_accuracy)
+    for label, result in results.items():
+        if not isinstance(result, SimulationResult):
+            raise TypeError(f"result {label!r} must be of simulate, got {type(result).__name__}")
+        if not result.total_spikes.any():
+            raise ValueError(f"result {label!r} has no spikes; simulate a spiking network that fires")
     fig, ax = _axes(ax)
     most = 0.0
-    for index, (label, accuracy) in enumerate(_accuracies(results).items()):
+    for index, (label, accuracy) in enumerate(accuracies.items()):
         spikes = results[label].total_spikes
-        if not len(spikes):
-            raise ValueError(f"result {label!r} has no spikes; simulate a network of burst neurons")
         at = [t - 1 for t in range(1, len(accuracy) + 1) if t & (t - 1) == 0]
         ax.plot(spikes, 100 * accuracy, label=label, markevery=at, **_look(index))
         most = max(most, spikes[-1].item())
@@ -384,7 +390,11 @@ def _single_neuron(node: BurstIFNode, channel: int) -> BurstIFNode:
     return single
 
 
-def _accuracies(results: Mapping[str, SimulationResult | torch.Tensor]) -> dict[str, torch.Tensor]:
+def _accuracies(
+    results: Mapping[str, SimulationResult | torch.Tensor], ann_accuracy: float | None
+) -> dict[str, torch.Tensor]:
+    if ann_accuracy is not None and not 0 <= ann_accuracy <= 1:
+        raise ValueError(f"ann_accuracy is a share in [0, 1], got {ann_accuracy}; divide percent by 100")
     if not isinstance(results, Mapping):
         raise TypeError(f"results must be {{label: result}}, got {type(results).__name__}")
     if not results:
@@ -394,7 +404,7 @@ def _accuracies(results: Mapping[str, SimulationResult | torch.Tensor]) -> dict[
         accuracy = result.accuracy if isinstance(result, SimulationResult) else result
         if accuracy is None:
             raise ValueError(f"result {label!r} has no accuracy; simulate with (input, target) batches")
-        found[label] = accuracy.cpu()
+        found[label] = torch.as_tensor(accuracy).cpu()
     return found
 
 

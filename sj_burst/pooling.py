@@ -93,7 +93,7 @@ class LIPool(TemporalModule):
         assert isinstance(x, Tensor)
         total, pooled = states
         if total is None:
-            total = torch.zeros_like(x)
+            total = torch.zeros_like(x, dtype=backends.state_dtype(x.dtype))
             pooled = torch.zeros_like(self.pool(total))
         _check_state(self, total, x)
         return total, pooled
@@ -104,7 +104,7 @@ class LIPool(TemporalModule):
         """One step on explicit state ``(total, pooled)``."""
         (x,), (total, pooled) = inputs, states
         out, total, pooled = functional.li_pool_step(x, total, pooled, self.pool)
-        return (out,), (total, pooled)
+        return (out.to(x.dtype),), (total, pooled)
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
@@ -161,7 +161,9 @@ class GatedPool(TemporalModule):
         """Start from an empty total after a reset."""
         x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
         assert isinstance(x, Tensor)
-        total = torch.zeros_like(x) if states[0] is None else states[0]
+        total = states[0]
+        if total is None:
+            total = torch.zeros_like(x, dtype=backends.state_dtype(x.dtype))
         _check_state(self, total, x)
         return (total,)
 

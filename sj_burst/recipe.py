@@ -17,15 +17,9 @@ from .backends import set_backend
 from .bounded import BoundedActivation
 from .calibration import FITS, sweep
 from .encoding import ENCODERS
-from .graph import (
-    SpikingNetwork,
-    check_batch_independent,
-    check_equal,
-    check_supported,
-    fuse,
-    standardize,
-)
+from .graph import SpikingNetwork, check_batch_independent, check_equal, check_supported, fuse
 from .graph.hold import hold_constants
+from .graph.standardize import rewrite
 from .graph.trace import activation_names, is_module, plain_copy, record
 from .inactivated import SpikeCalibratedNode
 from .loader import batches, check_loader, take
@@ -272,8 +266,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"{example.dtype}; scale them in the loader, or use coding='direct'"
             )
         ann = plain_copy(ann).to(converter.device)
-        gm = standardize(ann, self._example)
-        check_supported(gm, self._example)
+        gm, problems = rewrite(ann, self._example)
+        check_supported(gm, self._example, problems)
         check_equal(gm, ann, self._example)
         check_batch_independent(gm, self._example)
         fuse(gm, self._example)
@@ -348,7 +342,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         reset_net(fx_model)
         shape = tuple(self._example.shape[1:])
         dead = {name: int(statistics.dead.sum()) for name, statistics in self._statistics.items()}
-        unseen = {name: count for name, count in dead.items() if count}
+        fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
+        unseen = {name: count for name, count in dead.items() if count and fitted}
         return SpikingNetwork(fx_model, dataclasses.asdict(options), shape, unseen).eval()
 
     def _sweep_images(self, fx_model: fx.GraphModule) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
+from .checks import check_count
 from .graph.check import evaluate
 from .loader import batches, check_loader, is_label
 from .recipe import BurstRecipe
@@ -55,7 +56,9 @@ class Recommendation:
             mark = "  <- recommended" if t is self.chosen else ""
             rows.append(f"{t.time_steps:4d} {t.max_spikes:4d} {t.drop:14.2f} {t.spikes:13.0f}{mark}")
         if not self.met:
-            rows.append("no setting stays within max_drop; raise max_drop or max_time_steps")
+            further = max(t.time_steps for t in self.trials) < max(t for t, _ in SETTINGS)
+            more = " or max_time_steps" if further else ""
+            rows.append(f"no setting stays within max_drop; raise max_drop{more}")
         return "\n".join(rows)
 
 
@@ -80,13 +83,18 @@ def recommend(
         ann: a trained network.
         loader: training batches, ``(input, target)`` or inputs.
         max_drop: accuracy points that may be lost.
-        max_time_steps: largest T.
+        max_time_steps: largest T; no setting has more than 32.
         images: how many images are used in all.
         progress: show progress bars.
         **options: of :class:`~sj_burst.recipe.Options`, but T and Γ.
 
+    Returns:
+        A :class:`Recommendation`.
+
     Raises:
-        ValueError: if the loader has fewer than two images, or an argument is out of range.
+        ValueError: if the loader has fewer than two images, an argument is out of range, or the
+            network is no classifier.
+        TypeError: for an unknown option, or a loader that cannot be read.
 
     Example:
         >>> ann = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -94,8 +102,9 @@ def recommend(
         >>> found.met, found.chosen.time_steps
         (True, 2)
     """
-    if not max_drop >= 0:
-        raise ValueError(f"max_drop must be at least 0 accuracy points, got {max_drop}")
+    if not isinstance(max_drop, int | float) or not max_drop >= 0:
+        raise ValueError(f"max_drop must be at least 0 accuracy points, got {max_drop!r}")
+    check_count(max_time_steps=max_time_steps)
     settings = [(t, g) for t, g in SETTINGS if t <= max_time_steps]
     if not settings:
         raise ValueError(f"max_time_steps must be at least {SETTINGS[0][0]}, got {max_time_steps}")
@@ -118,7 +127,7 @@ def recommend(
         snn = ann2snn.Converter(recipe).convert(ann)
         result = simulate(snn, held_back, time_steps, progress=progress)
         assert result.accuracy is not None
-        drop = 100 * (ann_accuracy - result.accuracy[-1].item())
+        drop = round(100 * (ann_accuracy - result.accuracy[-1].item()), 4)  # accuracy is in float32
         trials.append(Trial(time_steps, max_spikes, drop, result.total_spikes[-1].item()))
         if drop <= max_drop:
             break
@@ -149,7 +158,13 @@ def _split(
     device = next(iter(ann.parameters()), torch.empty(0)).device
     for x, y in batches(loader):
         x = x.to(device)
-        answers = evaluate(ann, x).argmax(1)
+        out = evaluate(ann, x)
+        if not isinstance(out, Tensor) or out.dim() < 2:
+            raise ValueError(
+                "recommend compares the answers of classifiers with outputs [N, classes, ...]; for "
+                "others look at simulate(..., reference=ann).error"
+            )
+        answers = out.argmax(1)
         if y is not None and not is_label(y, answers.shape):
             raise ValueError(
                 f"recommend compares class labels {list(answers.shape)}, and loader yields "

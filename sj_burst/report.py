@@ -120,7 +120,8 @@ class Report:
                 f"T={self.time_steps}, {self.samples} samples. Errors in % of the layer's squared ANN "
                 "activations; the parts add up."
             )
-            lines.append(f"output: root mean squared error {100 * (self.output_error or 0):.2f} %")
+            error = 100 * (self.output_error or 0)
+            lines.append(f"output: root of the relative squared error {error:.2f} %")
         if self.operations is not None:
             lines.append(str(self.operations))
         lines += [f"note: {note}" for note in self.notes]

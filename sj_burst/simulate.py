@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import distributed
+from .checks import check_count
 from .early_exit import confidence_margin
 from .energy import Operations, count_operations, count_outputs
 from .functional import per_channel
@@ -109,8 +110,9 @@ def simulate(
     Raises:
         ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
             that was not converted by ``sj_burst``, or the loader is empty, or inputs are NaN, or
-            targets or the reference do not fit the output.
-        TypeError: for a loader that does not yield tensors or (input, target) tuples.
+            targets or the reference do not fit the output; or for a network of others in step mode "m".
+        TypeError: for a network without neurons, or a loader that does not yield tensors or
+            (input, target) tuples.
 
     Example:
         >>> from sj_burst import BurstRecipe
@@ -132,7 +134,7 @@ def simulate(
         with ExitStack() as stack:
             pairs = batches(loader)
             head = next(pairs)
-            _check_batch(*head)
+            _check_target(head[1])
             # Before anything is counted: it runs the network.
             plan = _plan(snn, head[0].to(device), time_steps, chunk, early_exit)
             counter = stack.enter_context(_SpikeCounter(snn, time_steps))
@@ -141,7 +143,7 @@ def simulate(
                 outputs = stack.enter_context(count_outputs(snn))
             pairs = chain([head], pairs)
             for x, target in tqdm(pairs, "simulate", disable=not progress, leave=False):
-                _check_batch(x, target)
+                _check_target(target)
                 x = x.to(device)
                 wanted: Tensor | None = None
                 if reference is not None:  # it stays where it is
@@ -167,12 +169,14 @@ def simulate(
 def _check(
     snn: nn.Module, loader: Any, time_steps: object, chunk: object, early_exit: float | None
 ) -> None:
-    for name, value in (("time_steps", time_steps), ("chunk", 1 if chunk is None else chunk)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}")
+    check_count(time_steps=time_steps, chunk=1 if chunk is None else chunk)
+    if not isinstance(snn, SpikingNetwork):
+        _check_spiking(snn)
     if early_exit is not None:
-        if not 0 <= early_exit <= 1:
-            raise ValueError(f"early_exit is a difference of probabilities in [0, 1], got {early_exit}")
+        if not isinstance(early_exit, int | float) or not 0 <= early_exit <= 1:
+            raise ValueError(
+                f"early_exit is a difference of probabilities in [0, 1], got {early_exit!r}"
+            )
         if not isinstance(snn, SpikingNetwork):
             raise ValueError(
                 f"early_exit needs a network converted with BurstRecipe, got {type(snn).__name__}; "
@@ -182,9 +186,21 @@ def _check(
         check_loader(loader)
 
 
-def _check_batch(x: Tensor, target: Any) -> None:
-    if x.is_floating_point() and not x.isfinite().all():
-        raise ValueError("loader yields NaN or infinite inputs; leave them out")
+def _check_spiking(snn: nn.Module) -> None:
+    modes = {m.step_mode for m in snn.modules() if isinstance(m, BurstIFNode | neuron.BaseNode)}
+    if not modes:
+        raise TypeError(
+            f"simulate wants a spiking network, and there is no neuron in this {type(snn).__name__}; "
+            "convert it"
+        )
+    if modes != {"s"}:
+        raise ValueError(
+            "simulate runs the networks of others step by step, and this one is in step_mode='m'; call "
+            "spikingjelly's functional.set_step_mode(net, 's')"
+        )
+
+
+def _check_target(target: Any) -> None:
     if target is not None and not isinstance(target, Tensor):
         raise TypeError(
             f"loader yields targets of type {type(target).__name__}; they must be tensors, one label a "

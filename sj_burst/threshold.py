@@ -227,17 +227,29 @@ def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> 
 
 def gaussian_fixed_point(mean: Tensor, std: Tensor, levels: int) -> Tensor:
     """θ_max of :func:`gaussian_threshold` for N(mean, std²) and n = ``levels``."""
-    # The iteration converges linearly, the slower the more levels there are.
     mean, std = mean.double().unsqueeze(-1), std.double().clamp_min(1e-12).unsqueeze(-1)
-    odd = 2 * torch.arange(1, levels + 1, device=mean.device) - 1
-    theta = (mean + 3 * std).clamp_min(std)
-    for _ in range(100 + 50 * levels):
+    odd = 2 * torch.arange(1, levels + 1, device=mean.device, dtype=torch.float64) - 1
+
+    def update(theta: Tensor) -> Tensor:
         u = (odd * theta / (2 * levels) - mean) / (math.sqrt(2) * std)
         denominator = 1 - (odd / levels**2 * u.erf()).sum(-1, keepdim=True)
         by_mean = mean * (1 - u.erf().mean(-1, keepdim=True))
         by_std = std / math.sqrt(math.pi / 2) * (-u.square()).exp().mean(-1, keepdim=True)
-        previous, theta = theta, (by_mean + by_std) / denominator.clamp_min(1e-12)
-        if torch.allclose(theta, previous, rtol=1e-7):
+        return (by_mean + by_std) / denominator.clamp_min(1e-12)
+
+    theta = (mean + 3 * std).clamp_min(std)
+    for _ in range(200):
+        # It converges linearly, the slower the more levels there are: extrapolate (Aitken's Δ²),
+        # forward and not far, so that no other fixed point is reached.
+        first = update(theta)
+        second = update(first)
+        step = second - first
+        jump = -step.square() / (second - 2 * first + theta)
+        forward = jump.isfinite() & (jump.sign() == step.sign())
+        limit = 0.05 * second
+        jump = torch.where(forward, jump, 0.0).clamp(-limit, limit)
+        previous, theta = theta, second + jump
+        if torch.allclose(theta, previous, rtol=1e-9, atol=0):
             break
     return theta.squeeze(-1)
 
@@ -291,12 +303,20 @@ def fit_threshold(statistics: ActivationStatistics, rule: str, transfer: Transfe
     Returns:
         θ per channel ``[C]``, or ``[1]`` for the layer.
 
+    Raises:
+        ValueError: for a bounded activation at Γ = ∞, and an unbounded one with ``"trained"``.
+
     Example:
         >>> statistics = ActivationStatistics()
         >>> statistics.update(torch.tensor([[2.0, -1.0, 4.0]]))
         >>> fit_threshold(statistics, "max", Transfer(8)).tolist()
         [2.0, 2.0, 4.0]
     """
+    if math.isinf(transfer.max_spikes) and math.isfinite(statistics.upper):
+        raise ValueError(
+            f"max_spikes=inf never saturates, but the activation does, at {statistics.upper:.4g}; give "
+            "it a finite one, as in max_spikes={'layer': 4, '*': math.inf}"
+        )
     percent = parse_percentile(rule)
     if percent is not None:
         theta = percentile_threshold(statistics, percent)

@@ -73,6 +73,8 @@ def test_calibration_is_deterministic(convert):
         nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=False),
         nn.Conv1d(4, 6, 3, padding=2, dilation=2),
         nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 6, (3, 1), padding="same", dilation=2),
+        nn.Conv1d(4, 6, 2, padding="valid"),
     ],
 )
 def test_refit_is_the_ridge_solution(module):
@@ -145,3 +147,38 @@ def test_other_precisions(convert, dtype):
         out = snn.hold(x, 16)
         assert out.dtype == dtype
         assert torch.allclose(out.mean(0), ann(x), atol=0.05)
+
+
+class Residual(nn.Module):
+    """A sum with another operand than a plain residual."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.p, self.join, self.head = nn.Parameter(torch.rand(8, 1, 1)), join, nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.head(torch.relu(self.join(self, h)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda net, h: torch.add(net.b(h), h, alpha=-2),
+        lambda net, h: nn.functional.adaptive_avg_pool2d(net.c(h), 1) + net.b(h),
+        lambda net, h: net.c(nn.functional.adaptive_avg_pool2d(h, 1)) + net.b(h),
+        lambda net, h: net.b(h) + net.p,
+        lambda net, h: net.p + net.b(h),
+    ],
+)
+def test_sums_that_are_no_residuals_lose_nothing(convert, join):
+    ann = Residual(join)
+    errors = {}
+    for calibration in ("none", "advanced"):
+        snn = convert(ann, IMAGES, time_steps=16, calibration=calibration)
+        with torch.no_grad():
+            out = torch.cat([snn.hold(x, 16).mean(0) for x in IMAGES if not functional.reset_net(snn)])
+            wanted = torch.cat([ann(x) for x in IMAGES])
+        errors[calibration] = ((out - wanted).norm() / wanted.norm()).item()
+    assert errors["advanced"] < 1.2 * errors["none"] + 0.01

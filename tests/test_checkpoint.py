@@ -123,6 +123,46 @@ def test_an_interrupted_save_leaves_the_old_file(convert, tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["snn.pt"]
 
 
+def test_tied_weights_that_calibration_untied(convert, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    ann, x = Tied(), torch.rand(32, 8)
+    snn = convert(ann, [x], time_steps=4, max_spikes=1)
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", ann)
+    with torch.no_grad():
+        assert torch.equal(snn.hold(x, 4), again.hold(x, 4))
+    assert ann.a.weight is ann.b.weight
+
+
+def test_where_a_file_goes(convert, tmp_path):
+    snn = convert(vgg(), [X])
+    with pytest.raises(FileNotFoundError, match=r"no folder .*missing; make it first"):
+        save(snn, tmp_path / "missing" / "snn.pt")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save(snn, tmp_path)
+    (tmp_path / "link.pt").symlink_to(tmp_path / "snn.pt")
+    save(snn, tmp_path / "link.pt")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "link.pt").is_symlink()
+    assert (tmp_path / "snn.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_load_wants_the_network_that_was_converted(convert, tmp_path):
+    snn = convert(vgg(), [X])
+    save(snn, tmp_path / "snn.pt")
+    for wrong in (snn, None):
+        with pytest.raises(TypeError, match="load wants the network that was converted"):
+            load(tmp_path / "snn.pt", wrong)
+
+
 def test_only_our_networks():
     with pytest.raises(TypeError, match="converted by BurstRecipe"):
         save(vgg(), "x.pt")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, neuron, surrogate
 
 from sj_burst import BurstIFNode
+from sj_burst.functional import burst_multi_step
 
 # Multiples of 1/64 keep every sum exact, so that identities hold to the last bit.
 dyadic = st.integers(-256, 256).map(lambda k: k / 64)
@@ -190,3 +191,18 @@ def test_infinite_gamma_has_no_surrogate():
     node = BurstIFNode(max_spikes=math.inf)
     with pytest.raises(ValueError, match="finite"):
         node(torch.rand(1, 2, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_potential_in_single_precision(dtype):
+    """Both step modes fire as a neuron in single precision does, and round what they emit."""
+    theta, z = torch.tensor(0.33).to(dtype), torch.rand(300, 1, 50).to(dtype)
+    exact, _, _ = burst_multi_step(z.float(), torch.zeros(1, 50), theta.float(), 3)
+    for backend in ("torch", "auto"):
+        node = BurstIFNode(theta, 3, step_mode="m", backend=backend)
+        with torch.no_grad():
+            whole = node(z)
+            node.reset()
+            node.step_mode = "s"
+            single = torch.stack([node(x) for x in z])
+        assert torch.equal(whole, exact.to(dtype)) and torch.equal(single, whole)

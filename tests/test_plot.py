@@ -3,7 +3,7 @@ import torch
 from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 
-from sj_burst import BurstIFNode, plot, report
+from sj_burst import BurstIFNode, SimulationResult, plot, report
 from tests.networks import vgg
 
 X = torch.randn(12, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,3 +98,17 @@ def test_membrane_trace_follows_the_neuron():
         plot.membrane_trace(node, current, channel=2)
     with pytest.raises(ValueError, match="shape"):
         plot.membrane_trace(node, torch.rand(2, 2))
+
+
+def test_what_cannot_be_drawn_leaves_no_figure():
+    silent = SimulationResult(torch.tensor([0.5]), None, torch.empty(0), {"1": torch.zeros(1)})
+    pyplot.close("all")
+    with pytest.raises(ValueError, match="empty"):
+        plot.accuracy_vs_time({})
+    with pytest.raises(ValueError, match=r"share in \[0, 1\], got 94.4"):
+        plot.accuracy_vs_time({"a": [0.1, 0.2]}, ann_accuracy=94.4)
+    with pytest.raises(ValueError, match="no spikes"):
+        plot.accuracy_vs_spikes({"a": silent})
+    with pytest.raises(TypeError, match="must be of simulate"):
+        plot.accuracy_vs_spikes({"a": torch.tensor([0.1])})
+    assert not pyplot.get_fignums()

@@ -6,6 +6,7 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from sj_burst.pooling import (
+    GatedMaxPool1d,
     GatedMaxPool2d,
     LIAdaptiveMaxPool1d,
     LIAdaptiveMaxPool2d,
@@ -150,3 +151,14 @@ def test_unknown_rule_and_wrong_module():
         spiking_pool(nn.MaxPool2d(2), "median")
     with pytest.raises(TypeError, match="AvgPool2d"):
         LIPool(nn.AvgPool2d(2))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("kind", [LIMaxPool1d, GatedMaxPool1d])
+def test_half_precision_totals_do_not_stop_growing(kind, step_mode):
+    """256 + 1 is 256 in bfloat16."""
+    pool, x = kind(2, step_mode=step_mode), torch.ones(400, 1, 1, 2, dtype=torch.bfloat16)
+    x[..., 1] = 0.5
+    with torch.no_grad():
+        out = pool(x) if step_mode == "m" else torch.stack([pool(step) for step in x])
+    assert out.dtype == torch.bfloat16 and out.float().sum() == 400

@@ -43,3 +43,18 @@ def test_pixels_count_as_parts_of_a_sample():
     net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
     found = recommend(net, [X], 100, 2, progress=False)
     assert 0 <= found.chosen.drop <= 100
+
+
+def test_a_drop_at_the_limit_is_within_it():
+    """0.9 in single precision is less than 0.9."""
+    ann, x = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2)), torch.rand(200, 3)
+    y = ann(x).argmax(1)
+    y[100:110] = 1 - y[100:110]
+    found = recommend(ann, [(x, y)], max_drop=0, progress=False)
+    assert found.met and found.chosen.drop == 0
+
+
+def test_only_classifiers():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match="classifiers"):
+        recommend(net, [torch.rand(8, 3)], progress=False)

@@ -246,3 +246,26 @@ def test_figures_have_labels_and_return_axes(convert):
     without = simulate(convert(vgg(), [X]), [X], 2, reference=vgg(), progress=False)
     with pytest.raises(ValueError, match="has no accuracy"):
         plot.accuracy_vs_time({"a": without})
+
+
+def test_networks_of_others_run_step_by_step():
+    net = nn.Sequential(nn.Linear(3, 2), neuron.IFNode(step_mode="m"))
+    with pytest.raises(ValueError, match="set_step_mode"):
+        simulate(net, [torch.rand(4, 3)], 2, progress=False)
+    with pytest.raises(TypeError, match="there is no neuron"):
+        simulate(nn.Linear(3, 2), [torch.rand(4, 3)], 2, progress=False)
+
+
+def test_lenet_with_a_view(convert):
+    class LeNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 6, 3), nn.Linear(54, 10)
+
+        def forward(self, x):
+            h = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
+            return self.fc(h.view(x.size(0), -1)) + self.fc(h.view(-1, 54))
+
+    ann = LeNet()
+    snn = convert(ann, [X], time_steps=32)
+    assert simulate(snn, [X], 32, reference=ann, progress=False).error[-1] < 0.1

@@ -146,3 +146,23 @@ def test_ann_potential_balances_the_mean():
     a = z.relu()
     mean = transfer(a, theta, v0).mean(0)
     assert torch.allclose(mean, a.mean(0), rtol=5e-3)
+
+
+def test_a_bound_needs_a_finite_gamma():
+    statistics = ActivationStatistics(upper=6.0)
+    statistics.update(torch.rand(4, 3))
+    with pytest.raises(ValueError, match="give it a finite one"):
+        fit_threshold(statistics, "max", Transfer(8, math.inf))
+
+
+@pytest.mark.parametrize("levels", [60, 480])
+def test_gaussian_converges_with_many_levels(levels):
+    """Its own equation holds: one more iteration changes nothing."""
+    for mean in (-2.0, 0.0, 3.0):
+        theta = gaussian_fixed_point(torch.tensor(mean), torch.tensor(1.0), levels)
+        i = torch.arange(1, levels + 1, dtype=torch.float64)
+        u = ((2 * i - 1) * theta / (2 * levels) - mean) / math.sqrt(2)
+        denominator = 1 - ((2 * i - 1) / levels**2 * u.erf()).sum()
+        factor = mean / theta * (1 - u.erf().mean()) / denominator
+        factor += (-u.square()).exp().mean() / (theta * math.sqrt(math.pi / 2)) / denominator
+        assert abs(factor - 1) < 1e-6

@@ -260,4 +260,5 @@ def li_pool_multi_step(
         from . import numba
 
         return numba.li_pool_multi_step(x_seq, total, pooled, pool)
-    return functional.li_pool_multi_step(x_seq, total, pooled, pool)
+    out, total, pooled = functional.li_pool_multi_step(x_seq, total, pooled, pool)
+    return out.to(x_seq.dtype), total, pooled

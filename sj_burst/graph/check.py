@@ -1,6 +1,8 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
 import operator
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -141,12 +143,15 @@ def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
     return sum(argument in operands for argument in (*node.args, *node.kwargs.values()))
 
 
-def check_supported(gm: fx.GraphModule, x: Tensor) -> None:
+def check_supported(
+    gm: fx.GraphModule, x: Tensor, known: Mapping[fx.Node, str] = MappingProxyType({})
+) -> None:
     """Raise one error that lists every node no spiking network can compute.
 
     Args:
         gm: a standardized graph.
         x: example input ``[N, ...]``.
+        known: nodes that :func:`~sj_burst.graph.standardize.rewrite` has found wrong, and why.
 
     Raises:
         ValueError: names each node, its type, its source line and what to do instead.
@@ -161,9 +166,9 @@ def check_supported(gm: fx.GraphModule, x: Tensor) -> None:
     """
     values = record(gm, x)
     dynamic = depends_on_input(gm)
-    problems = []
+    problems = list(known.values())
     for node in gm.graph.nodes:
-        if problem := _problem(gm, node, values, dynamic):
+        if node not in known and (problem := _problem(gm, node, values, dynamic)):
             where = source_line(node) if node.op != "call_module" else ""
             name = node.target if node.op == "call_module" else node.name
             at = f", {where}" if where else ""
@@ -175,8 +180,8 @@ def check_supported(gm: fx.GraphModule, x: Tensor) -> None:
 def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
     """Raise if an operator mixes the samples of a batch: time steps would mix with them.
 
-    The graph runs on the batch and on the batch followed by its reverse; the second half of each
-    node's rows must be the first half reversed.
+    The graph runs on the batch, on other samples, and on both in one batch; the last must give the
+    rows of the first two.
 
     Args:
         gm: a standardized graph.
@@ -195,21 +200,22 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         Traceback (most recent call last):
         ValueError: mean (Tensor.mean, ...) mixes the samples of a batch, which ...
     """
-    single = record(gm, x)
+    others = x.flip(0) / 2 if x.is_floating_point() else x.flip(0)
+    first, second = record(gm, x), record(gm, others)
     try:
-        doubled = record(gm, torch.cat([x, x.flip(0)]))
+        both = record(gm, torch.cat([x, others]))
     except RuntimeError as error:
         raise ValueError(
             "the network runs only at the batch size of its loader, but time steps are folded into "
             f"the batch; replace fixed batch sizes, as in view({len(x)}, -1), by x.size(0): {error}"
         ) from error
     dynamic = depends_on_input(gm)
-    for node, value in single.items():
+    for node, value in first.items():
         if node not in dynamic or not isinstance(value, Tensor):
             continue
-        expected = torch.cat([value, value.flip(0)]) if value.dim() else value
-        other = doubled[node]
-        if other.shape != expected.shape or not _close(other, expected, 1e-3):
+        expected = torch.cat([value, second[node]]) if value.dim() else value
+        got = both[node]
+        if got.shape != expected.shape or not _close(got, expected, 1e-3):
             where = source_line(node)
             raise ValueError(
                 f"{node.name} ({describe(gm, node)}{', ' + where if where else ''}) mixes the "

@@ -72,6 +72,8 @@ def _layer(gm: fx.GraphModule, node: object, dims: dict[fx.Node, int]) -> Any:
     layer = gm.get_submodule(str(node.target))
     if isinstance(layer, nn.Linear) and dims[node] != 2:
         return None
+    if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
+        return None  # torch cannot fold into these
     return layer if call_sites(gm, node.target) == 1 else None
 
 

@@ -8,7 +8,8 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, fx, nn
 
-from ..neuron import BurstIFNode
+from ..checks import check_count
+from ..neuron import BurstIFNode, neurons
 from ..temporal import TemporalModule, Window
 from .presentation import Presentation
 
@@ -66,8 +67,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         What comes before the first neuron is computed once. The membrane potentials go on from
         where they are, so T may be cut into chunks at will. Works in either step mode.
         """
-        if time_steps < 1:
-            raise ValueError(f"time_steps must be at least 1, got {time_steps}")
+        check_count(time_steps=time_steps)
         self.check_input(x)
         return self._run(x, Window(time_steps, len(x)))
 
@@ -129,4 +129,4 @@ class SpikingNetwork(nn.Module, base.StepModule):
 
     def neurons(self) -> dict[str, BurstIFNode]:
         """Burst neurons by layer name, in order of definition."""
-        return {n: m for n, m in self.graph.named_modules() if isinstance(m, BurstIFNode)}
+        return neurons(self.graph)

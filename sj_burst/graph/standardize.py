@@ -14,7 +14,7 @@ from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
 from .trace import call_sites, record, trace
 
-__all__ = ["Unsupported", "standardize"]
+__all__ = ["Unsupported", "rewrite", "standardize"]
 
 
 class Unsupported(Exception):
@@ -130,10 +130,6 @@ def _dropout(_: object, p: float = 0.5, training: bool = True, inplace: bool = F
     return nn.Identity()
 
 
-def _identity(_: object, *args: Any, **kwargs: Any) -> nn.Module:
-    return nn.Identity()
-
-
 FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     F.relu: _relu,
     F.relu_: _relu,
@@ -217,7 +213,8 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
     """Trace a network and give every activation and pooling call a module of its own.
 
     Functional ReLUs, bounded ReLUs, poolings and means become modules named after the module whose
-    forward calls them; sizes computed from ``x.size()`` are resolved on the example; Dropout is
+    forward calls them; sizes computed from ``x.size()`` are resolved on the example; ``view`` becomes
+    ``reshape``, and ``squeeze()`` names its dimensions, so that layout and batch are free; Dropout is
     dropped; an activation or max-pooling module that is called k times becomes k modules; sums and
     products in place become new tensors. The model itself and ``x`` are left as they were. The
     result is a plain graph that any converter accepts.
@@ -240,6 +237,24 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
         >>> [str(n.target) for n in standardize(Net(), torch.rand(2, 1, 4, 4)).graph.nodes]
         ['x', 'relu', 'avg_pool2d', 'output']
     """
+    gm, problems = rewrite(model, x)
+    if problems:
+        raise ValueError(unsupported_message(list(problems.values())))
+    return gm
+
+
+def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+    """As :func:`standardize`, with what is wrong at the calls that were left as they are.
+
+    Raises:
+        ValueError: if the forward cannot be traced, or does not run on ``x``.
+        TypeError: if ``model`` is no module, or ``x`` no tensor.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(x, Tensor):
+        raise TypeError(
+            f"a network and an example input [N, ...] are needed, got {type(model).__name__} and "
+            f"{type(x).__name__}"
+        )
     gm = trace(model)
     try:
         values = record(gm, x)
@@ -249,25 +264,25 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
             f"{type(model).__name__} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): "
             f"{reason}; the loader must yield what the network was trained on"
         ) from error
-    problems: list[str] = []
+    problems: dict[fx.Node, str] = {}
     for node in list(gm.graph.nodes):
         try:
             replacement = _replacement(gm, node, values)
         except Unsupported as error:
-            problems.append(f"{node.name} ({describe(gm, node)}): {error}")
+            problems[node] = f"{node.name} ({describe(gm, node)}): {error}"
             continue
         if replacement is not None:
             _replace(gm, node, replacement, values)
         else:
             _write_out_of_place(gm, node)
-    if problems:
-        raise ValueError(unsupported_message(problems))
+            _write_for_any_layout(node)
+            _write_for_any_batch(node, values)
     _drop_identities(gm)
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.graph.lint()
     gm.recompile()
-    return gm.eval()
+    return gm.eval(), problems
 
 
 def _replacement(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> nn.Module | None:
@@ -313,6 +328,25 @@ def _write_out_of_place(gm: fx.GraphModule, node: fx.Node) -> None:
     if target is not None and node.args and isinstance(node.args[0], fx.Node):
         node.target = target
         _read_instead(gm, node.args[0], node)
+
+
+_VIEWS = {"view": "reshape", "view_as": "reshape_as"}
+
+
+def _write_for_any_layout(node: fx.Node) -> None:
+    """``x.view(...)`` as ``x.reshape(...)``, which takes pictures whose channels come last too."""
+    retyped = any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values()))
+    if node.op == "call_method" and node.target in _VIEWS and not retyped:
+        node.target = _VIEWS[str(node.target)]
+
+
+def _write_for_any_batch(node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``x.squeeze()`` with its dimensions, which leaves a batch of one sample a batch."""
+    squeezes = node.target is torch.squeeze or (node.op == "call_method" and node.target == "squeeze")
+    if squeezes and len(node.args) == 1 and not node.kwargs:
+        shape = values[node.args[0]].shape  # type: ignore[index]
+        single = tuple(d for d in range(1, len(shape)) if shape[d] == 1)
+        node.args = (*node.args, single)
 
 
 def _read_instead(gm: fx.GraphModule, source: fx.Node, new: fx.Node) -> None:

@@ -48,7 +48,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             _drop_parametrizations(module)
-        if "weight" in vars(module):  # neither a parameter nor a buffer
+        if isinstance(vars(module).get("weight"), Tensor):  # neither a parameter nor a buffer
             raise ValueError(f"{name or 'the network'} computes its weight in a hook{remedy}")
     return model
 

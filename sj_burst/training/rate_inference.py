@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import check_count, check_positive
 from .rate_norm import RateNorm, lock_max, rate_norms, share_scale
-from .run import Run, Writer, check_count, check_positive, labelled, step
+from .run import Run, Writer, labelled, step
 
 __all__ = [
     "Candidate",

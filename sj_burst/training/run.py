@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checkpoint import write_atomically
 from ..loader import batches, check_loader
 
-__all__ = ["Run", "Writer", "check_count", "check_positive", "labelled", "step"]
+__all__ = ["Run", "Writer", "labelled", "step"]
 
 FORMAT = 1
 
@@ -23,20 +23,6 @@ class Writer(Protocol):
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
         """Record one number."""
-
-
-def check_count(**values: int) -> None:
-    """Raise ``ValueError`` unless each value is an integer ≥ 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}")
-
-
-def check_positive(**values: float) -> None:
-    """Raise ``ValueError`` unless each value is positive and finite."""
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def labelled(

@@ -12,8 +12,9 @@ from spikingjelly.activation_based.functional import reset_net, set_step_mode
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checks import check_count, check_positive
 from ..graph.network import SpikingNetwork
-from .run import Run, Writer, check_count, check_positive, labelled, step
+from .run import Run, Writer, labelled, step
 
 __all__ = ["finetune", "tet_loss"]
 

@@ -254,6 +254,33 @@ def test_batch_norm_over_a_sequence_is_not_folded_into_its_linear():
     check_equal(gm, net, x, tolerance=1e-5)
 
 
+def test_views_and_squeezes_take_any_layout_and_batch():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0), -1) + F.adaptive_avg_pool2d(x, 1).squeeze().repeat(1, 16)
+
+    x = torch.rand(2, 3, 4, 4)
+    gm = standardize(Net(), x)
+    for batch in (torch.rand(5, 3, 4, 4), torch.rand(1, 3, 4, 4)):
+        wanted = batch.flatten(1) + batch.mean((2, 3)).repeat(1, 16)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert torch.allclose(gm(batch.contiguous(memory_format=layout)), wanted)
+
+
+def test_batch_norm_after_a_grouped_transposed_convolution_stays():
+    net = nn.Sequential(nn.ConvTranspose2d(4, 8, 2, groups=2), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    x = torch.rand(2, 4, 3, 3)
+    gm = fuse(standardize(net, x), x)
+    assert unfused(gm) == ["1"]
+    assert torch.allclose(gm(x), net(x))
+
+
+def test_what_cannot_be_rewritten_is_named_with_the_rest(convert):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Hardtanh(-1, 1), nn.Linear(4, 2), nn.Sigmoid())
+    with pytest.raises(ValueError, match=r"(?s)2 operation.*Hardtanh.*Sigmoid"):
+        convert(net, [torch.rand(4, 3)])
+
+
 def test_every_unsupported_node_is_named_at_once():
     class Gated(nn.Module):
         def __init__(self):
@@ -327,7 +354,14 @@ def test_affine_operations_pass(operation):
 
 
 @pytest.mark.parametrize(
-    "operation", [lambda x: x - x.mean(0), lambda x: x.view(2, -1), lambda x: x.flip(0), lambda x: x[:1]]
+    "operation",
+    [
+        lambda x: x - x.mean(0),
+        lambda x: x - x.mean(),
+        lambda x: x.view(2, -1),
+        lambda x: x.flip(0),
+        lambda x: x[:1],
+    ],
 )
 def test_operators_that_mix_samples_are_refused(operation):
     class Net(nn.Module):
