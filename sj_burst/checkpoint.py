@@ -126,7 +126,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
             if ``ann`` is of another architecture.
 
     Example:
-        >>> import secrets
+        >>> import tempfile
         >>> from spikingjelly.activation_based import ann2snn
         >>> from sj_burst import BurstRecipe
         >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -180,7 +180,7 @@ def test_an_input_of_another_rank_is_refused(convert):
     functional.set_step_mode(snn, "m")
     with pytest.raises(ValueError, match=r"\[T, N, 2, 8, 8\] in step_mode='m'"):
         snn(IMAGES[0])
-    with pytest.raises(ValueError, match="time_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="time_steps must be an integer ≥ 1, got 0"):
         snn.hold(IMAGES[0], 0)
     with pytest.raises(TypeError, match="converted already"):
         convert(snn, IMAGES)
