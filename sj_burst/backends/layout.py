@@ -108,7 +108,7 @@ def flat_state(value: Tensor, order: list[int], dtype: torch.dtype) -> Tensor:
         >>> flat_state(torch.tensor([[1, 2], [3, 4]]), [1, 0], torch.float32)
         tensor([1., 3., 2., 4.])
     """
-    return value.to(dtype).permute(order).reshape(-1)
+    return value.to(dtype).permute(order).reshape(-1).contiguous()  # it may be expanded
 
 
 def restore(flat: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:

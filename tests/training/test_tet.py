@@ -163,7 +163,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(convert, tmp_path):
 def test_a_failure_leaves_the_network_as_it_was(convert):
     snn = convert(vgg(), DATA, max_spikes=1)
     state = copy.deepcopy(snn.state_dict())
-    bad = [*DATA, (torch.full_like(X[:2], math.nan), Y[:2])]
+    bad = [*DATA, (torch.full_like(X[:2], 3e38), Y[:2])]
     with pytest.raises(ValueError, match=r"gradient nan; lower lr"):
         finetune(snn, bad, 2, **QUIET)
     assert all(torch.equal(v, state[k]) for k, v in snn.state_dict().items())
