@@ -343,8 +343,10 @@ def _write_for_any_layout(node: fx.Node) -> None:
 def _write_for_any_batch(node: fx.Node, values: dict[fx.Node, Any]) -> None:
     """``x.squeeze()`` with its dimensions, which leaves a batch of one sample a batch."""
     squeezes = node.target is torch.squeeze or (node.op == "call_method" and node.target == "squeeze")
-    if squeezes and len(node.args) == 1 and not node.kwargs:
-        shape = values[node.args[0]].shape  # type: ignore[index]
+    if not squeezes or len(node.args) != 1 or node.kwargs:
+        return
+    shape = values[node.args[0]].shape  # type: ignore[index]
+    if shape[:1] != (1,):  # else it is no batch: a parameter, say
         single = tuple(d for d in range(1, len(shape)) if shape[d] == 1)
         node.args = (*node.args, single)
 

@@ -256,8 +256,13 @@ def test_batch_norm_over_a_sequence_is_not_folded_into_its_linear():
 
 def test_views_and_squeezes_take_any_layout_and_batch():
     class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.eye(48).unsqueeze(0))
+
         def forward(self, x):
-            return x.view(x.size(0), -1) + F.adaptive_avg_pool2d(x, 1).squeeze().repeat(1, 16)
+            pooled = F.adaptive_avg_pool2d(x, 1).squeeze().repeat(1, 16)
+            return x.view(x.size(0), -1) @ self.p.squeeze().t() + pooled
 
     x = torch.rand(2, 3, 4, 4)
     gm = standardize(Net(), x)
