@@ -192,19 +192,23 @@ TABLES = (
 
 
 def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
-    """Every measure at each T, one row a setting."""
+    """Every measure at each T that it was taken at, one row a setting."""
     cells: dict[str, dict[int, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["setting"]][int(row["T"])].append(row)
     parts = [title]
     for measure, caption, factor, digits in TABLES:
-        if not any(row[measure] for row in rows):
+        measured = {int(row["T"]) for row in rows if row[measure]}
+        columns = [t for t in steps if t in measured]
+        if not columns:
             continue
-        lines = ["| | " + " | ".join(f"T = {t}" for t in steps) + " |", "| - |" + " - |" * len(steps)]
-        for label, found in cells.items():
+        heads = " | ".join(f"T = {t}" for t in columns)
+        lines = [f"| | {heads} |", "| - |" + " - |" * len(columns)]
+        for label in [setting.label for setting in SETTINGS if setting.label in cells]:
             line = []
-            for t in steps:
-                values = torch.tensor([float(r[measure]) for r in found[t] if r[measure]]) * factor
+            for t in columns:
+                found = [float(row[measure]) for row in cells[label][t] if row[measure]]
+                values = torch.tensor(found) * factor
                 spread = measure == "accuracy" and len(values) > 1
                 deviation = f" ± {values.std():.{digits}f}" if spread else ""
                 line.append(f"{values.mean():.{digits}f}{deviation}" if len(values) else "")
