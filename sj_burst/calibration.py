@@ -489,19 +489,19 @@ def _affine_source(
 ) -> tuple[fx.Node | None, fx.Node | None]:
     """The affine call whose output (plus a residual) is a neuron's input alone, and the residual.
 
-    A residual counts as one if it has the shape of the sum, and depends on the network's input.
+    A residual counts as one if it has the shape of the sum, and depends on the network's input. An
+    affine call counts if it has one row a sample.
     """
+    batch = next(iter(shapes.values()))[0]
+
+    def single(n: fx.Node) -> bool:
+        return call_sites(gm, n.target) == 1 and shapes.get(n, (0,))[0] == batch
 
     def owned(n: object) -> bool:
-        return (
-            isinstance(n, fx.Node)
-            and is_module(gm, n, _AFFINE)
-            and len(n.users) == 1
-            and call_sites(gm, n.target) == 1
-        )
+        return isinstance(n, fx.Node) and is_module(gm, n, _AFFINE) and len(n.users) == 1 and single(n)
 
     if is_module(gm, node, _AFFINE):
-        return (node, None) if call_sites(gm, node.target) == 1 else (None, None)
+        return (node, None) if single(node) else (None, None)
     current = node.args[0]
     if owned(current):
         return current, None  # type: ignore[return-value]

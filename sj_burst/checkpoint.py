@@ -3,6 +3,7 @@
 import copy
 import os
 import secrets
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .graph import SpikingNetwork, fuse, standardize
+from .graph import SpikingNetwork, fuse
 from .graph.hold import hold_constants
-from .graph.standardize import describe
-from .graph.trace import activation_names, trace
+from .graph.standardize import rewrite_all
+from .graph.trace import activation_names, describe, trace
 from .recipe import Options, encode_input, new_neuron, place
 
 __all__ = ["load", "save"]
@@ -42,6 +43,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         TypeError: for any other network.
         FileNotFoundError: if there is no such folder.
         IsADirectoryError: if ``path`` is a folder.
+        ValueError: if ``path`` is a device or the like.
 
     Example:
         >>> save(nn.Linear(2, 2), "snn.pt")
@@ -59,6 +61,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         "spikingjelly": _version("spikingjelly"),
         "options": snn.options,
         "input_shape": list(snn.input_shape),
+        "input_dtype": snn.input_dtype,
         "unseen": snn.unseen,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "architecture": _architecture(snn),
@@ -90,12 +93,15 @@ def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: if there is no such folder.
         IsADirectoryError: if ``path`` is one.
+        ValueError: if ``path`` is a device or the like.
     """
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file; give the name of one")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -149,11 +155,12 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         options = Options(**content["options"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or of another version: {error}") from error
-    example = torch.rand(2, *content["input_shape"], generator=torch.Generator().manual_seed(0))
+    shape, input_dtype = tuple(content["input_shape"]), content["input_dtype"]
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    example = example.to(dtype)
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    example = example.to(dtype if input_dtype.is_floating_point else input_dtype)
     # A copy: the architecture is wanted, in the precision of the file.
-    gm = standardize(copy.deepcopy(ann).to("cpu", dtype), example)
+    gm = rewrite_all(copy.deepcopy(ann).to("cpu", dtype), example)
     gm = trace(fuse(gm, example))  # once more, as the converter does
     names = activation_names(gm)
     if sorted(names) != sorted(content["max_spikes"]):
@@ -175,12 +182,12 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
     encode_input(gm, options, state.get("graph.encoder.threshold"))
     try:
         hold_constants(gm, example)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} does not fit ann: {error}; pass a network of the architecture that was converted"
+            f"{path} does not fit ann: {reason}; pass a network of the architecture that was converted"
         ) from error
-    shape = tuple(content["input_shape"])
-    snn = SpikingNetwork(gm, content["options"], shape, content.get("unseen"))
+    snn = SpikingNetwork(gm, content["options"], shape, content["unseen"], input_dtype)
     if different := sorted(set(_architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(
             f"{path} does not fit ann: they differ in {different[:4]}; pass a network of the "
@@ -192,13 +199,27 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
     return snn.eval()
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_whole(path: str | os.PathLike[str]) -> Any:
+    """``torch.load`` of plain data, whose checksums are compared first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, or a bit of it has changed.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch.load does not look
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint, or is damaged: {error}") from error
+    raise ValueError(f"{path} is damaged, in its part {damaged!r}; save the network again")
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    content = read_whole(path)
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} was not written by sj_burst.save")
     if content["format"] != FORMAT:
@@ -206,8 +227,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has format {content['format']} (sj_burst {content.get('sj_burst')}), this "
             f"version reads {FORMAT}; convert the network again, or install that version"
         )
-    wanted = {"options", "input_shape", "unseen", "max_spikes", "architecture", "state_dict"}
-    if missing := sorted(wanted - content.keys()):
+    wanted = {"options", "input_shape", "input_dtype", "unseen", "max_spikes", "architecture"}
+    if missing := sorted((wanted | {"state_dict"}) - content.keys()):
         raise ValueError(f"{path} is damaged: it lacks {missing}; save the network again")
     return content
 

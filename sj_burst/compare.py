@@ -9,9 +9,10 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from .checks import check_count
+from .checks import check_count, check_network
 from .graph.network import SpikingNetwork
-from .graph.standardize import standardize
+from .graph.standardize import rewrite_all
+from .graph.trace import activation_names
 from .loader import batches, check_loader, take
 from .neuron import neurons
 from .pooling import MAX_POOLS
@@ -75,6 +76,7 @@ def layer_means(
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"a network converted by BurstRecipe is wanted, got {type(snn).__name__}")
+    check_network(ann=ann)
     check_count(time_steps=time_steps)
     check_loader(loader)
     device = next(snn.buffers(), torch.empty(0)).device
@@ -111,7 +113,7 @@ def layer_means(
                 name: LayerMeans(current, rate, magnitude, activations[name], modules[name])
                 for name, (current, rate, magnitude) in means.items()
             }
-            _check_shapes(layers)
+            _check_shapes(layers, (out, wanted))
             _check_finite(layers, (out, wanted))
             yield layers, (out / time_steps, wanted)
     finally:
@@ -154,20 +156,20 @@ def layer_rates(
 
 def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
     copied = copy.deepcopy(ann).to(example.device)
-    return standardize(copied, torch.cat([example, example])[:2])
+    return rewrite_all(copied, torch.cat([example, example])[:2])
 
 
 def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
     """Neurons and what stands for max-pooling, in order of execution."""
     modules = dict(graph.named_modules())
-    missing = [name for name in neurons(snn.graph) if name not in modules]
+    missing = sorted(set(activation_names(graph)) ^ set(neurons(snn.graph)))
     pools = [name for name, module in modules.items() if isinstance(module, MAX_POOLS)]
     known = dict(snn.graph.named_modules())
     missing += [name for name in pools if name not in known]
     if missing:
         raise ValueError(
-            f"ann and snn differ in {missing}: ann has no activation of that name, or snn no "
-            "max-pooling; pass the network that snn was converted from"
+            f"ann and snn differ in {missing}: one of them has no activation or max-pooling of that "
+            "name; pass the network that snn was converted from"
         )
     wanted = {*neurons(snn.graph), *pools}
     return [str(n.target) for n in snn.graph.graph.nodes if str(n.target) in wanted]
@@ -178,12 +180,13 @@ def _sum(x: Tensor, batch: int, steps: int) -> Tensor:
     return x * steps if len(x) == batch else x.unflatten(0, (steps, batch)).sum(0)
 
 
-def _check_shapes(layers: dict[str, LayerMeans]) -> None:
-    for name, means in layers.items():
-        if means.rate.shape != means.activation.shape:
+def _check_shapes(layers: dict[str, LayerMeans], outputs: tuple[Tensor, Tensor]) -> None:
+    pairs = {name: (means.rate, means.activation) for name, means in layers.items()}
+    for name, (snn, ann) in (pairs | {"output": outputs}).items():
+        if snn.shape != ann.shape:
             raise ValueError(
-                f"layer {name!r} returns {list(means.rate.shape)} in snn and "
-                f"{list(means.activation.shape)} in ann; pass the network that snn was converted from"
+                f"layer {name!r} returns {list(snn.shape)} in snn and {list(ann.shape)} in ann; pass "
+                "the network that snn was converted from"
             )
 
 

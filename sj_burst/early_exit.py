@@ -1,5 +1,6 @@
 """Leaving early: samples whose answer is clear need no more time steps."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,9 +9,9 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor
 
 from . import distributed
-from .checks import check_count
+from .checks import check_count, check_range
 from .graph.network import SpikingNetwork
-from .loader import batches, check_loader, is_label
+from .loader import batches, check_labels, check_loader, is_label
 
 __all__ = ["confidence_margin", "fit_early_exit"]
 
@@ -84,8 +85,7 @@ def fit_early_exit(
             f"fit_early_exit wants a network converted by BurstRecipe, got {type(snn).__name__}"
         )
     check_count(time_steps=time_steps)
-    if not max_loss >= 0:
-        raise ValueError(f"max_loss must be at least 0 points, got {max_loss}")
+    check_range(0, math.inf, max_loss=max_loss)
     device = next(iter(snn.buffers())).device
     early, full, samples = torch.zeros(len(_MARGINS)), torch.zeros(()), torch.zeros(())
     try:
@@ -97,6 +97,7 @@ def fit_early_exit(
             parts = [min(_STEPS_AT_ONCE, time_steps - t) for t in range(0, time_steps, _STEPS_AT_ONCE)]
             steps = torch.arange(1, time_steps + 1, device=device).view(-1, 1, 1)
             means = torch.cat([shown.run(part) for part in parts]).cumsum(0) / steps
+            check_labels(target, means.shape[2])
             hits = (means.argmax(2) == target.to(device)).float().cpu()  # [T, N]
             margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
             early += _hits_with_exits(hits, margins)

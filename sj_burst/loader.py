@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["batches", "check_loader", "is_label", "split_batch", "take"]
+__all__ = ["batches", "check_labels", "check_loader", "is_label", "split_batch", "take"]
 
 
 def check_loader(loader: Any, name: str = "loader") -> None:
@@ -37,7 +38,6 @@ def split_batch(batch: Any, name: str = "loader") -> tuple[Tensor, Any]:
         ValueError: for an empty batch, or NaN or infinite inputs.
 
     Example:
-        >>> import torch
         >>> split_batch((torch.zeros(2, 3), torch.tensor([0, 1])))[1]
         tensor([0, 1])
     """
@@ -49,6 +49,8 @@ def split_batch(batch: Any, name: str = "loader") -> tuple[Tensor, Any]:
             f"{name} yields {type(batch).__name__} batches; it must yield tensors or (input, target) "
             "tuples whose input is one tensor: adapt it with a collate_fn"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} yields tensors of layout {x.layout}; make them dense with .to_dense()")
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name} yields an empty batch; leave empty batches out")
     if x.is_floating_point() and not x.isfinite().all():
@@ -60,11 +62,30 @@ def is_label(target: Any, shape: tuple[int, ...]) -> bool:
     """Whether a target is a tensor of class labels of this shape.
 
     Example:
-        >>> import torch
         >>> is_label(torch.tensor([1, 0]), (2,)), is_label([1, 0], (2,))
         (True, False)
     """
     return isinstance(target, Tensor) and not target.is_floating_point() and target.shape == shape
+
+
+def check_labels(target: Tensor, classes: int) -> None:
+    """Raise unless the class labels of a batch ``[N]`` lie in [0, classes).
+
+    Labels of pixels ``[N, ...]`` may lie outside: such pixels belong to no class.
+
+    Raises:
+        ValueError: names the range.
+
+    Example:
+        >>> check_labels(torch.tensor([1, 2]), classes=2)
+        Traceback (most recent call last):
+        ValueError: loader yields class labels from 1 to 2, and the network has 2 classes; ...
+    """
+    if target.dim() == 1 and len(target) and not (target.min() >= 0 and target.max() < classes):
+        raise ValueError(
+            f"loader yields class labels from {int(target.min())} to {int(target.max())}, and the "
+            f"network has {classes} classes; count them from 0"
+        )
 
 
 def batches(loader: Iterable[Any], name: str = "loader") -> Iterator[tuple[Tensor, Any]]:
@@ -93,7 +114,6 @@ def take(loader: Iterable[Any], samples: int, name: str = "loader") -> list[Tens
         ValueError: if there is no batch, or inputs differ in shape.
 
     Example:
-        >>> import torch
         >>> [len(x) for x in take([torch.zeros(3, 1), torch.zeros(3, 1)], 4)]
         [3, 1]
     """

@@ -108,6 +108,7 @@ class BurstIFNode(TemporalModule):
         assert isinstance(x, Tensor)
         v, sent = states
         if v is None:
+            _check_channels(self.threshold, x)
             v = functional.per_channel(self.v_init, x.dim()).to(backends.state_dtype(x.dtype))
             v = v.expand_as(x)
         elif isinstance(v, Tensor) and v.shape != x.shape:
@@ -186,12 +187,26 @@ class BurstIFNode(TemporalModule):
         )
 
 
+def _check_channels(threshold: Tensor, x: Tensor) -> None:
+    if threshold.dim() == 1 and x.dim() > 1 and len(threshold) not in (1, x.shape[1]):
+        raise ValueError(
+            f"BurstIFNode has thresholds for {len(threshold)} channels (dimension 1) and got an input "
+            f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
+        )
+
+
+LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it
+
+
 def check_max_spikes(max_spikes: float) -> float:
     """Return Γ as an int (or infinity), or say what is wrong with it."""
     if isinstance(max_spikes, bool) or not isinstance(max_spikes, int | float):
         raise TypeError(
             f"max_spikes must be an integer ≥ 1 or math.inf, got {type(max_spikes).__name__}"
         )
+    if LARGEST_COUNT < max_spikes < math.inf:
+        got = str(max_spikes)[:20]
+        raise ValueError(f"max_spikes must be at most {LARGEST_COUNT}, or math.inf, got {got}")
     if not max_spikes >= 1 or (math.isfinite(max_spikes) and max_spikes != int(max_spikes)):
         raise ValueError(
             f"max_spikes must be an integer ≥ 1 or math.inf, got {max_spikes}; 1 is the ordinary "

@@ -78,7 +78,7 @@ class LIPool(TemporalModule):
     @property
     def supported_backends(self) -> tuple[str, ...]:
         """What ``backend`` may be; adaptive and 3d pooling have no kernels."""
-        has_kernel = isinstance(self.pool, nn.MaxPool1d | nn.MaxPool2d)
+        has_kernel = isinstance(self.pool, backends.POOLS_WITH_KERNELS)
         return backends.BACKENDS if has_kernel else ("torch",)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:

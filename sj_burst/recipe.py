@@ -1,5 +1,6 @@
 """The conversion recipe, its options, and the published settings by name."""
 
+import copy
 import dataclasses
 import fnmatch
 import math
@@ -20,7 +21,7 @@ from .encoding import ENCODERS
 from .graph import SpikingNetwork, check_batch_independent, check_equal, check_supported, fuse
 from .graph.hold import hold_constants
 from .graph.standardize import rewrite
-from .graph.trace import activation_names, is_module, plain_copy, record
+from .graph.trace import activation_names, depends_on_input, is_module, plain_copy, record
 from .inactivated import SpikeCalibratedNode
 from .loader import batches, check_loader, take
 from .neuron import BurstIFNode, check_max_spikes
@@ -91,6 +92,8 @@ class Options:
         if isinstance(self.max_spikes, Mapping):
             if not self.max_spikes:
                 raise ValueError("max_spikes is an empty mapping; give a number, or {'*': 1}")
+            if wrong := [name for name in self.max_spikes if not isinstance(name, str)]:
+                raise TypeError(f"max_spikes maps names of layers to Γ, got {wrong[0]!r} as a name")
             object.__setattr__(
                 self, "max_spikes", {k: check_max_spikes(v) for k, v in self.max_spikes.items()}
             )
@@ -255,18 +258,18 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
 
     def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
         """Standardize, check and fuse a copy of the network."""
+        if any(isinstance(module, SpikingNetwork | BurstIFNode) for module in ann.modules()):
+            raise TypeError("the network is converted already; pass the one it was converted from")
         example = torch.cat([x[:2] for x in take(self.calibration_loader, 2, "calibration_loader")])
         example = example.to(converter.device)
         self._example = torch.cat([example, example])[:2]
-        if isinstance(ann, SpikingNetwork):
-            raise TypeError("the network is converted already; pass the one it was converted from")
         if self.options.coding != "direct" and not example.is_floating_point():
             raise ValueError(
                 f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
                 f"{example.dtype}; scale them in the loader, or use coding='direct'"
             )
-        ann = plain_copy(ann).to(converter.device)
-        gm, problems = rewrite(ann, self._example)
+        gm, problems = rewrite(plain_copy(ann).to(converter.device), self._example)
+        ann = copy.deepcopy(ann).to(converter.device)  # with its hooks
         check_supported(gm, self._example, problems)
         check_equal(gm, ann, self._example)
         check_batch_independent(gm, self._example)
@@ -344,7 +347,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         dead = {name: int(statistics.dead.sum()) for name, statistics in self._statistics.items()}
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         unseen = {name: count for name, count in dead.items() if count and fitted}
-        return SpikingNetwork(fx_model, dataclasses.asdict(options), shape, unseen).eval()
+        dtype = self._example.dtype
+        return SpikingNetwork(fx_model, dataclasses.asdict(options), shape, unseen, dtype).eval()
 
     def _sweep_images(self, fx_model: fx.GraphModule) -> Tensor:
         """Calibration images, of all processes, as many as asked for and fit into memory."""
@@ -382,7 +386,8 @@ def place(gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str) -
     They run on the fastest backend that is installed.
     """
     replaced = {}
-    for node in gm.graph.nodes:
+    moving = depends_on_input(gm)
+    for node in [n for n in gm.graph.nodes if n in moving]:
         name = str(node.target)
         if is_module(gm, node, MAX_POOLS):
             replaced[name] = gm.get_submodule(name)
@@ -398,17 +403,20 @@ def clip_bounded(gm: fx.GraphModule) -> dict[str, nn.Module]:
     """Put ``Hardtanh(0, bound)`` in the place of bounded activations; returns what it replaced.
 
     Raises:
-        ValueError: if a bound is not positive and finite.
+        ValueError: if a bound is not one positive, finite number.
     """
     replaced: dict[str, nn.Module] = {}
     for name in activation_names(gm):
         module = gm.get_submodule(name)
         if isinstance(module, BoundedActivation):
-            bound = module.bound.item()
-            if not 0 < bound < math.inf:
-                raise ValueError(f"activation {name!r}: its bound is {bound}; train the network again")
+            bound = torch.as_tensor(module.bound)
+            if bound.numel() != 1 or not 0 < bound.item() < math.inf:
+                raise ValueError(
+                    f"activation {name!r}: its bound is {bound.tolist()}, and must be one positive "
+                    "number; train the network again"
+                )
             replaced[name] = module
-            gm.set_submodule(name, nn.Hardtanh(0.0, bound))
+            gm.set_submodule(name, nn.Hardtanh(0.0, bound.item()))
     return replaced
 
 
@@ -423,6 +431,17 @@ def encode_input(gm: fx.GraphModule, options: Options, largest: Tensor | None) -
         coded = gm.graph.call_module("encoder", (source,))
     source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
     gm.recompile()
+
+
+def _check_runs(gm: fx.GraphModule, x: Tensor, first: torch.Size) -> None:
+    """Pictures may differ in size, if the network takes them."""
+    try:
+        gm(x[:1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"calibration_loader yields inputs of shapes {list(first)} and {list(x.shape[1:])}, and the "
+            "network does not run on the latter; bring them to one"
+        ) from error
 
 
 @torch.no_grad()
@@ -465,7 +484,11 @@ def observe(
         handles.append(module.register_forward_pre_hook(hook))
     try:
         pairs = batches(loader, "calibration_loader")
+        shape = None
         for x, _ in tqdm(pairs, "calibrate", disable=not progress, leave=False):
+            shape = shape or x.shape[1:]
+            if x.shape[1:] != shape:
+                _check_runs(gm, x.to(device), shape)
             gm(x.to(device))
     finally:
         for handle in handles:

@@ -1,5 +1,6 @@
 """Pick the cheapest setting that keeps a network's accuracy."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +9,9 @@ import torch
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
-from .checks import check_count
+from .checks import check_count, check_network, check_range
 from .graph.check import evaluate
-from .loader import batches, check_loader, is_label
+from .loader import batches, check_labels, check_loader, is_label
 from .recipe import BurstRecipe
 from .simulate import simulate
 
@@ -102,9 +103,9 @@ def recommend(
         >>> found.met, found.chosen.time_steps
         (True, 2)
     """
-    if not isinstance(max_drop, int | float) or not max_drop >= 0:
-        raise ValueError(f"max_drop must be at least 0 accuracy points, got {max_drop!r}")
-    check_count(max_time_steps=max_time_steps)
+    check_network(ann=ann)
+    check_range(0, math.inf, max_drop=max_drop)
+    check_count(max_time_steps=max_time_steps, images=images)
     settings = [(t, g) for t, g in SETTINGS if t <= max_time_steps]
     if not settings:
         raise ValueError(f"max_time_steps must be at least {SETTINGS[0][0]}, got {max_time_steps}")
@@ -170,6 +171,8 @@ def _split(
                 f"recommend compares class labels {list(answers.shape)}, and loader yields "
                 f"{_describe(y)}; leave other targets out"
             )
+        if y is not None:
+            check_labels(y, out.shape[1])
         inputs.append(x)
         targets.append(answers if y is None else y.to(device))
         if sum(map(len, inputs)) >= images:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import distributed
-from .checks import check_count
+from .checks import check_count, check_network, check_range
 from .early_exit import confidence_margin
 from .energy import Operations, count_operations, count_outputs
 from .functional import per_channel
@@ -23,7 +23,7 @@ from .graph.check import evaluate
 from .graph.network import SpikingNetwork
 from .graph.presentation import Presentation
 from .graph.trace import record
-from .loader import batches, check_loader
+from .loader import batches, check_labels, check_loader
 from .neuron import BurstIFNode
 from .temporal import Window
 
@@ -124,7 +124,7 @@ def simulate(
         >>> simulate(snn, data, time_steps=4, progress=False).accuracy.shape
         torch.Size([4])
     """
-    _check(snn, loader, time_steps, chunk, early_exit)
+    _check(snn, loader, time_steps, chunk, early_exit, reference)
     device = torch.device(device) if device is not None else _device_of(snn)
     snn = snn.to(device)
     training = snn.training
@@ -167,16 +167,23 @@ def simulate(
 
 
 def _check(
-    snn: nn.Module, loader: Any, time_steps: object, chunk: object, early_exit: float | None
+    snn: nn.Module,
+    loader: Any,
+    time_steps: object,
+    chunk: object,
+    early_exit: float | None,
+    reference: nn.Module | None,
 ) -> None:
+    check_network(snn=snn)
     check_count(time_steps=time_steps, chunk=1 if chunk is None else chunk)
+    if reference is not None:
+        check_network(reference=reference)
+    if isinstance(reference, SpikingNetwork):
+        raise TypeError("reference must be the ANN, got a converted network")
     if not isinstance(snn, SpikingNetwork):
         _check_spiking(snn)
     if early_exit is not None:
-        if not isinstance(early_exit, int | float) or not 0 <= early_exit <= 1:
-            raise ValueError(
-                f"early_exit is a difference of probabilities in [0, 1], got {early_exit!r}"
-            )
+        check_range(0, 1, early_exit=early_exit)
         if not isinstance(snn, SpikingNetwork):
             raise ValueError(
                 f"early_exit needs a network converted with BurstRecipe, got {type(snn).__name__}; "
@@ -206,6 +213,8 @@ def _check_target(target: Any) -> None:
             f"loader yields targets of type {type(target).__name__}; they must be tensors, one label a "
             "sample, or left out"
         )
+    if target is not None and target.dim() == 0:
+        raise ValueError("loader yields a target that is a single number; they must be [N, ...]")
 
 
 class _Plan(NamedTuple):
@@ -451,6 +460,8 @@ class _Answers:
                 "needs class scores [N, classes ≥ 2, ...] and labels [N, ...]. Without accuracy: leave "
                 "targets out, or make them floating-point"
             )
+        if self.classes and self.target is not None:
+            check_labels(self.target, out.shape[1])
         if self.wanted is not None and self.wanted.shape != out.shape:
             raise ValueError(
                 f"reference returns {list(self.wanted.shape)}, the network {list(out.shape)}; pass the "

@@ -1,3 +1,6 @@
+import math
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +56,14 @@ def test_a_mean_over_positions_comes_back(convert, tmp_path):
         assert torch.equal(load(tmp_path / "snn.pt", ann).hold(X, 3), snn.hold(X, 3))
 
 
+def test_infinite_bursts_come_back_with_gradients_on(convert, tmp_path):
+    snn = convert(vgg(), [X], max_spikes=math.inf, threshold="max", calibration="none")
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", vgg())
+    with torch.no_grad():
+        assert torch.equal(snn.hold(X, 3), again.hold(X, 3))
+
+
 def test_wrong_architecture(convert, tmp_path):
     save(convert(vgg(), [X]), tmp_path / "snn.pt")
     with pytest.raises(ValueError, match="architecture"):
@@ -88,11 +99,17 @@ def test_foreign_and_damaged_files(convert, tmp_path):
     torch.save({"a": 1}, tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match="not written by"):
         load(tmp_path / "foreign.pt", vgg())
-    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    snn = convert(vgg(), [X])
+    save(snn, tmp_path / "snn.pt")
     whole = (tmp_path / "snn.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
         load(tmp_path / "cut.pt", vgg())
+    flipped = bytearray(whole)
+    flipped[whole.index(next(snn.parameters()).detach().numpy().tobytes())] ^= 0x10
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    with pytest.raises(ValueError, match="is damaged, in its part"):
+        load(tmp_path / "flipped.pt", vgg())
     content = torch.load(tmp_path / "snn.pt", weights_only=True)
     torch.save(content | {"format": 99}, tmp_path / "later.pt")
     with pytest.raises(ValueError, match="format 99"):
@@ -148,6 +165,9 @@ def test_where_a_file_goes(convert, tmp_path):
         save(snn, tmp_path / "missing" / "snn.pt")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         save(snn, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no ordinary file"):
+        save(snn, tmp_path / "pipe")
     (tmp_path / "link.pt").symlink_to(tmp_path / "snn.pt")
     save(snn, tmp_path / "link.pt")
     (tmp_path / "plain").touch()

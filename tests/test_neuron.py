@@ -181,6 +181,12 @@ def test_bad_gamma(gamma):
         BurstIFNode(max_spikes=gamma)
 
 
+@pytest.mark.parametrize("gamma", [2**24 + 1, 1e300, 10**400])
+def test_counts_beyond_single_precision(gamma):
+    with pytest.raises(ValueError, match="max_spikes must be at most 16777216"):
+        BurstIFNode(max_spikes=gamma)
+
+
 @pytest.mark.parametrize("theta", [0.0, -1.0, math.nan, math.inf])
 def test_bad_threshold(theta):
     with pytest.raises(ValueError, match="threshold must be positive"):

@@ -127,7 +127,9 @@ def test_bad_options(options, message):
         Options(**options)
 
 
-@pytest.mark.parametrize("options", [{"time_steps": 2.0}, {"channel_wise": 1}, {"max_spikes": "4"}])
+@pytest.mark.parametrize(
+    "options", [{"time_steps": 2.0}, {"channel_wise": 1}, {"max_spikes": "4"}, {"max_spikes": {0: 4}}]
+)
 def test_options_of_a_wrong_type(options):
     with pytest.raises(TypeError):
         Options(**options)

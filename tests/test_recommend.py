@@ -30,11 +30,13 @@ def test_options_pass_through_and_bad_ones_are_refused():
         recommend(vgg(), [X], max_drop=-1)
     with pytest.raises(ValueError, match="max_time_steps"):
         recommend(vgg(), [X], max_time_steps=1)
-    with pytest.raises(ValueError, match="images must be at least 2, got -5"):
+    with pytest.raises(ValueError, match="images must be an integer ≥ 1, got -5"):
         recommend(vgg(), [X], images=-5)
     for target in (torch.rand(60), torch.zeros(60, 5, dtype=torch.long), [0] * 60):
         with pytest.raises(ValueError, match=r"class labels \[60\]"):
             recommend(vgg(), [(X, target)], progress=False)
+    with pytest.raises(ValueError, match="labels from 5 to 5, and the network has 5 classes"):
+        recommend(vgg(), [(X, torch.full((60,), 5))], progress=False)
     with pytest.raises(ValueError, match="at least two"):
         recommend(vgg(), [X[:1]])
 

@@ -304,6 +304,9 @@ def test_bad_arguments(convert):
     wider = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), *ann[3:])
     with pytest.raises(ValueError, match=r"\[8, 8\] in snn and \[8, 9\] in ann; pass the network"):
         report(snn, wider, [x])
+    for other in (nn.Sequential(*ann, nn.ReLU()), nn.Sequential(*ann[:-1], nn.Linear(8, 1))):
+        with pytest.raises(ValueError, match="pass the network that snn was converted from"):
+            report(snn, other, [x])
     with pytest.raises(ValueError, match="got only one"):
         report(snn, ann)
     with pytest.raises(ValueError, match="needs data"):

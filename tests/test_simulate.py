@@ -142,6 +142,10 @@ def test_bad_arguments(convert):
         simulate(snn, ["image"], 4, progress=False)
     with pytest.raises(ValueError, match="NaN or infinite inputs"):
         simulate(snn, [X / 0], 4, progress=False)
+    with pytest.raises(TypeError, match="snn must be a network"):
+        simulate(None, DATA, 4)
+    with pytest.raises(TypeError, match="reference must be the ANN"):
+        simulate(snn, DATA, 4, reference=snn)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,8 @@ def test_bad_arguments(convert):
         ([(X, Y[:10])], "do not fit"),
         ([(X[:5], torch.eye(5).long())], "do not fit"),
         ([DATA[0], X], "some batches only"),
+        ([(X, Y + 1)], "class labels from 1 to 5, and the network has 5 classes"),
+        ([(X, Y[0])], "single number"),
     ],
 )
 def test_targets_that_do_not_fit(convert, loader, message):

@@ -11,8 +11,8 @@ A network without --weights is trained first, and kept under runs/. Each setting
 each draw of calibration images from the training split (and for each T that it can be fitted for), and
 run on the test split; settings that no T is fitted for run once, and each T of the table is read off on
 the way. Rows are appended to figures/08_NETWORK_DATASET.csv as they are found, and rows
-that stand there are not measured again, so an interrupted run goes on where it stopped; the table of
-means ± standard deviations over draws is written beside it as Markdown.
+that stand there are not measured again, so an interrupted run goes on where it stopped; tables of all
+its rows, means ± standard deviations over draws, are written beside it as Markdown.
 """
 
 import argparse
@@ -157,7 +157,8 @@ def measure(
     return rows
 
 
-KEY = ("setting", "T", "draw", "weights", "test_images", "calibration_images", "seed")
+IMAGES = ("weights", "test_images", "calibration_images", "seed")
+KEY = ("setting", "T", "draw", *IMAGES)
 MEASURES = ("accuracy", "spikes", "synops", "microjoules", "ann_microjoules", "seconds")
 FIELDS = [*KEY, "ann", *MEASURES]
 
@@ -191,15 +192,25 @@ TABLES = (
 )
 
 
-def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
-    """Every measure at each T that it was taken at, one row a setting."""
+def markdown(rows: list[dict[str, str]], name: str) -> str:
+    """Tables of all rows: for each set of images, every measure at each T that it was taken at."""
+    sets: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        sets[tuple(row[k] for k in IMAGES)].append(row)
+    return "\n".join(_tables(part, name) for part in sets.values())
+
+
+def _tables(rows: list[dict[str, str]], name: str) -> str:
     cells: dict[str, dict[int, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["setting"]][int(row["T"])].append(row)
-    parts = [title]
+    row = rows[0]
+    parts = [
+        f"# {name}: ANN {row['ann']} % of {row['test_images']} test images",
+        f"{row['calibration_images']} calibration images; seed {row['seed']}; weights {row['weights']}.",
+    ]
     for measure, caption, factor, digits in TABLES:
-        measured = {int(row["T"]) for row in rows if row[measure]}
-        columns = [t for t in steps if t in measured]
+        columns = sorted({int(row["T"]) for row in rows if row[measure]})
         if not columns:
             continue
         heads = " | ".join(f"T = {t}" for t in columns)
@@ -216,7 +227,8 @@ def markdown(rows: list[dict[str, str]], steps: list[int], title: str) -> str:
         parts += [caption, "\n".join(lines)]
     energies = [row["ann_microjoules"] for row in rows if row["ann_microjoules"]]
     if energies:
-        parts.append(f"The ANN spends {energies[0]} µJ per image by the same count.")
+        least = min(energies, key=float)  # with BatchNorm folded
+        parts.append(f"The ANN spends {least} µJ per image by the same count.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -239,8 +251,7 @@ def main() -> None:
     ann, weights = trained_network(args, training, classes)
     ann.to(args.device)
     ann_accuracy = 100 * accuracy(ann, list(test), args.device)
-    title = f"{args.network}, {args.dataset}: ANN {ann_accuracy:.2f} % of {count} test images"
-    print(title)
+    print(f"{args.network}, {args.dataset}: ANN {ann_accuracy:.2f} % of {count} test images")
 
     args.figures.mkdir(parents=True, exist_ok=True)
     name = Path(args.weights).stem if args.weights else args.network
@@ -270,8 +281,7 @@ def main() -> None:
             found = "  ".join(f"T={row['T']}: {row['accuracy']}" for row in rows)
             print(f"draw {number}  {setting.label:40s} {found}", flush=True)
 
-    rows = [r for r in read(path) if all(r[k] == str(v) for k, v in fixed.items())]
-    path.with_suffix(".md").write_text(markdown(rows, args.time_steps, title))
+    path.with_suffix(".md").write_text(markdown(read(path), f"{args.network}, {args.dataset}"))
     print(f"wrote {path.name} and {path.with_suffix('.md').name}")
 
 

@@ -31,13 +31,15 @@ from spikingjelly.logger import logger
 from torch import Tensor, nn
 
 from .. import functional
+from ..checks import check_network
 from . import cupy
 from .cupy import state_dtype
-from .layout import SpikeCounts
+from .layout import SpikeCounts, pool_dim
 
 __all__ = [
     "BACKENDS",
     "INSTALLED",
+    "POOLS_WITH_KERNELS",
     "SpikeCounts",
     "burst_multi_step",
     "check_backend",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 BACKENDS = ("torch", "numba", "cupy", "auto")
+POOLS_WITH_KERNELS = (nn.MaxPool1d, nn.MaxPool2d)  # of [T, N, C, L] and [T, N, C, H, W]
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("cupy", "numba")}
 _REMEDIES = {
     "cupy": "pip install 'sj_burst[cuda13]' (or 'sj_burst[cuda12]' for a CUDA 12 driver)",
@@ -97,6 +100,7 @@ def set_backend(snn: nn.Module, backend: str) -> None:
         >>> net[1].backend
         'auto'
     """
+    check_network(snn=snn)
     check_backend(backend)
     for name, module in snn.named_modules():
         supported = getattr(module, "supported_backends", ())
@@ -252,7 +256,7 @@ def li_pool_multi_step(
         [1.0, 1.0]
     """
     engine = _engine(backend, x_seq)
-    has_kernel = isinstance(pool, nn.MaxPool1d | nn.MaxPool2d)
+    has_kernel = isinstance(pool, POOLS_WITH_KERNELS) and x_seq.dim() == pool_dim(pool)
     if engine == "cupy" and has_kernel and x_seq.dtype in cupy.STORAGE:
         if not functional.needs_grad(x_seq, total, pooled):
             return cupy.li_pool_multi_step(x_seq, total, pooled, pool)

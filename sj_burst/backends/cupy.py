@@ -8,10 +8,10 @@ two calls. CuPy compiles and launches; tensors, streams and memory are torch's.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 -- the one that torch 2.6 finds in a signature
 
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..functional import needs_grad
 from .layout import (
+    check_pool_input,
     flat_parameters,
     flat_state,
     image_order,
@@ -475,6 +476,7 @@ def _pool(
     count: bool,
 ) -> tuple[Any, ...]:
     """Lateral-inhibition pooling, of burst neurons' spikes if there is a threshold."""
+    check_pool_input(x_seq, pool)
     images = total.dim() == 4
     count = count and _countable(len(x_seq), max_spikes)
     if not images:  # rows of pixels are images of height 1

@@ -17,10 +17,12 @@ from ..functional import needs_grad
 
 __all__ = [
     "SpikeCounts",
+    "check_pool_input",
     "flat_parameters",
     "flat_state",
     "image_order",
     "memory_order",
+    "pool_dim",
     "pool_geometry",
     "restore",
 ]
@@ -123,6 +125,34 @@ def restore(flat: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:
     stored = flat.view(*flat.shape[:time], *[shape[d] for d in order])
     back = [order.index(d) + time for d in range(len(order))]
     return stored.permute(*range(time), *back)
+
+
+def pool_dim(pool: nn.Module) -> int:
+    """Dimensions of the sequence that the loops pool: 5 for images, 4 for signals, with their channels.
+
+    Example:
+        >>> pool_dim(nn.MaxPool2d(2))
+        5
+    """
+    return 5 if isinstance(pool, nn.MaxPool2d) else 4
+
+
+def check_pool_input(x_seq: Tensor, pool: nn.Module) -> None:
+    """Raise unless a loop can pool ``x_seq``: without a channel dimension it would run out of bounds.
+
+    Raises:
+        ValueError: names the shape.
+
+    Example:
+        >>> check_pool_input(torch.ones(2, 3, 4, 4), nn.MaxPool2d(2))
+        Traceback (most recent call last):
+        ValueError: MaxPool2d wants a sequence of 5 dimensions, got [2, 3, 4, 4]; use the torch backend
+    """
+    if x_seq.dim() != pool_dim(pool):
+        raise ValueError(
+            f"{type(pool).__name__} wants a sequence of {pool_dim(pool)} dimensions, got "
+            f"{list(x_seq.shape)}; use the torch backend"
+        )
 
 
 def pool_geometry(pool: nn.Module) -> list[int]:

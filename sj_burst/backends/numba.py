@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layout import SpikeCounts, flat_parameters, image_order, memory_order, pool_geometry, restore
+from .layout import (
+    SpikeCounts,
+    check_pool_input,
+    flat_parameters,
+    image_order,
+    memory_order,
+    pool_geometry,
+    restore,
+)
 
 __all__ = ["burst_multi_step", "li_pool_multi_step"]
 
@@ -343,6 +351,7 @@ def li_pool_multi_step(
 
     Source: as :func:`sj_burst.functional.li_pool_step`.
     """
+    check_pool_input(x_seq, pool)
     images = total.dim() == 4
     if not images:  # rows of pixels are images of height 1
         x_seq, total, pooled = (t.unsqueeze(-2) for t in (x_seq, total, pooled))

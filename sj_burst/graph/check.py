@@ -11,8 +11,14 @@ from torch import Tensor, fx, nn
 
 from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
-from .standardize import describe, unsupported_message
-from .trace import depends_on_input, is_module, record, source_line
+from .trace import (
+    depends_on_input,
+    describe,
+    is_module,
+    record,
+    source_line,
+    unsupported_message,
+)
 
 __all__ = ["check_batch_independent", "check_equal", "check_supported"]
 
@@ -55,7 +61,7 @@ AFFINE_METHODS = {
     *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
     *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
     *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
-    *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile"),
+    *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
 }
 PRODUCT_METHODS = {"mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide"}
 _DIVISIONS = {operator.truediv, operator.itruediv, torch.div, "div", "div_", "true_divide"}
@@ -83,12 +89,14 @@ def _problem(
 ) -> str | None:
     """What is wrong with one node, or None."""
     operands = [n for n in node.all_input_nodes if n in dynamic and isinstance(values[n], Tensor)]
+    if node not in dynamic:
+        return None  # constants may be computed in any way
     if node.op == "call_module":
         return _module_problem(gm.get_submodule(str(node.target))) or _shape_problem(gm, node, values)
     if node.op not in ("call_function", "call_method") or not _has_tensor(values[node]):
         return None
     if not operands and not any(n in dynamic and _has_tensor(values[n]) for n in node.all_input_nodes):
-        return None  # constants may be computed in any way
+        return None  # of sizes alone
     if _rounds(node, operands, values):
         return "it rounds, which a rate does not pass; leave the rounding out"
     products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
@@ -181,7 +189,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
     """Raise if an operator mixes the samples of a batch: time steps would mix with them.
 
     The graph runs on the batch, on other samples, and on both in one batch; the last must give the
-    rows of the first two.
+    rows of the first two. What fires, and the output, must have one row a sample.
 
     Args:
         gm: a standardized graph.
@@ -213,6 +221,14 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
     for node, value in first.items():
         if node not in dynamic or not isinstance(value, Tensor):
             continue
+        fires = is_module(gm, node, (*ACTIVATIONS, *MAX_POOLS))
+        if (fires or node.op == "output") and value.shape[:1] != x.shape[:1]:
+            what = f"{node.target} ({describe(gm, node)})" if fires else "the network"
+            raise ValueError(
+                f"{what} returns {list(value.shape)} for a batch of {len(x)}: time steps are folded "
+                "into the batch, so activations, max-pooling and the output need one row a sample; pass "
+                "crops or frames as samples of their own, and combine the answers afterwards"
+            )
         expected = torch.cat([value, second[node]]) if value.dim() else value
         got = both[node]
         if got.shape != expected.shape or not _close(got, expected, 1e-3):
@@ -253,9 +269,9 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
     if expected.shape != got.shape or not _close(got, expected, tolerance):
         difference = "shape" if expected.shape != got.shape else f"{_difference(got, expected):.2g}"
         raise ValueError(
-            f"the traced graph differs from the network (relative difference: {difference}); an "
-            "in-place operation on a tensor that is read again is the usual cause: write it out of "
-            "place (x = x + y)"
+            f"the traced graph differs from the network (relative difference: {difference}); usual "
+            "causes are an in-place operation on a tensor that is read again (write x = x + y), and a "
+            "hook that changes a value (move it into forward)"
         )
 
 

@@ -29,6 +29,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         options: the recipe's options, for the record and for saving.
         input_shape: shape of one sample, as seen in calibration.
         unseen: how many channels of a layer never fired in calibration, for layers that have some.
+        input_dtype: of the inputs in calibration; integers are indices, or pictures not yet scaled.
 
     Example:
         >>> import torch
@@ -44,12 +45,14 @@ class SpikingNetwork(nn.Module, base.StepModule):
         options: dict[str, Any],
         input_shape: tuple[int, ...] = (),
         unseen: dict[str, int] | None = None,
+        input_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.options = options
         self.input_shape = input_shape
         self.unseen = unseen or {}
+        self.input_dtype = input_dtype
         self._step_mode = "s"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,6 +92,11 @@ class SpikingNetwork(nn.Module, base.StepModule):
             raise ValueError(
                 f"the network was calibrated on samples {list(self.input_shape)}, got {list(sample)}; "
                 "channels or features differ"
+            )
+        if self.input_shape and x.is_floating_point() != self.input_dtype.is_floating_point:
+            raise ValueError(
+                f"the network was calibrated on inputs of {self.input_dtype}, got {x.dtype}; prepare "
+                "them as in calibration"
             )
         if x.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
             self._check_precision(x.dtype)

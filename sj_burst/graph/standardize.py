@@ -12,9 +12,18 @@ from torch import Tensor, fx, nn
 
 from ..bounded import BoundedActivation
 from ..pooling import MAX_POOLS
-from .trace import call_sites, record, trace
+from .check import check_equal
+from .trace import (
+    TAKE_SIZES,
+    call_sites,
+    depends_on_input,
+    describe,
+    record,
+    trace,
+    unsupported_message,
+)
 
-__all__ = ["Unsupported", "rewrite", "standardize"]
+__all__ = ["Unsupported", "rewrite", "rewrite_all", "standardize"]
 
 
 class Unsupported(Exception):
@@ -228,7 +237,7 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
 
     Raises:
         ValueError: if the forward cannot be traced, or does not run on ``x``, or a call has no
-            spiking counterpart.
+            spiking counterpart, or the graph computes something else.
 
     Example:
         >>> class Net(nn.Module):
@@ -236,6 +245,17 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
         ...         return F.avg_pool2d(F.relu(x), x.size()[3])
         >>> [str(n.target) for n in standardize(Net(), torch.rand(2, 1, 4, 4)).graph.nodes]
         ['x', 'relu', 'avg_pool2d', 'output']
+    """
+    gm = rewrite_all(model, x)
+    check_equal(gm, model, x)
+    return gm
+
+
+def rewrite_all(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    """As :func:`standardize`, whatever the weights of ``model`` are: nothing is compared.
+
+    Raises:
+        ValueError: as :func:`standardize`.
     """
     gm, problems = rewrite(model, x)
     if problems:
@@ -265,7 +285,10 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
             f"{reason}; the loader must yield what the network was trained on"
         ) from error
     problems: dict[fx.Node, str] = {}
+    moving = depends_on_input(gm)
     for node in list(gm.graph.nodes):
+        if node not in moving:  # of parameters, which do not fire
+            continue
         try:
             replacement = _replacement(gm, node, values)
         except Unsupported as error:
@@ -275,6 +298,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
             _replace(gm, node, replacement, values)
         else:
             _write_out_of_place(gm, node)
+            _write_as_method(gm, node, values)
             _write_for_any_layout(node)
             _write_for_any_batch(node, values)
     _drop_identities(gm)
@@ -328,6 +352,22 @@ def _write_out_of_place(gm: fx.GraphModule, node: fx.Node) -> None:
     if target is not None and node.args and isinstance(node.args[0], fx.Node):
         node.target = target
         _read_instead(gm, node.args[0], node)
+
+
+def _write_as_method(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``torch.reshape(x, (x.size(0), -1))`` as ``x.reshape(...)``, which any tracer can read."""
+    name = getattr(node.target, "__name__", "")
+    sized = any(not isinstance(values[n], Tensor) for n in node.all_input_nodes)
+    if node.op != "call_function" or name not in TAKE_SIZES or not sized:
+        return
+    if name == "zeros":
+        x = next(n for n in gm.graph.nodes if n.op == "placeholder")
+        size = node.args or (node.kwargs["size"],)
+        node.args, node.kwargs, name = (x, *size), {"dtype": values[node].dtype}, "new_zeros"
+    elif not node.args:  # called as reshape(input=x, ...)
+        kwargs = dict(node.kwargs)
+        node.args, node.kwargs = (kwargs.pop("input"),), kwargs
+    node.op, node.target = "call_method", name
 
 
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
@@ -390,18 +430,3 @@ def _drop_identities(gm: fx.GraphModule) -> None:
         if node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
-
-
-def describe(gm: fx.GraphModule, node: fx.Node) -> str:
-    """What a node calls, in the user's terms."""
-    if node.op == "call_module":
-        return f"{type(gm.get_submodule(str(node.target))).__name__} module"
-    if node.op == "call_method":
-        return f"Tensor.{node.target}"
-    return getattr(node.target, "__name__", str(node.target))
-
-
-def unsupported_message(problems: list[str]) -> str:
-    """One text for all the problems of a network."""
-    lines = "\n".join(f"  - {problem}" for problem in problems)
-    return f"{len(problems)} operation(s) cannot be converted to spikes:\n{lines}"

@@ -1,26 +1,33 @@
 """Tracing a network, and evaluating a traced graph node by node."""
 
 import copy
+import functools
 import inspect
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..bounded import BoundedActivation
 
 __all__ = [
+    "TAKE_SIZES",
     "activation_names",
     "call_sites",
     "depends_on_input",
+    "describe",
     "is_module",
     "plain_copy",
     "record",
     "source_line",
     "trace",
+    "unsupported_message",
 ]
 
 
@@ -32,14 +39,17 @@ class _Tracer(fx.Tracer):
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
+    """A deep copy in eval mode whose weights are plain parameters, without parametrizations or hooks.
+
+    Hooks that only look on are not needed in a copy; one that changes a value makes it another
+    network, which :func:`~sj_burst.graph.check.check_equal` finds.
 
     Raises:
         ValueError: if the network cannot be copied, or computes a weight in a hook.
     """
     remedy = (
-        "; make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight') or "
-        "torch.nn.utils.remove_weight_norm(module)"
+        "; make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight'), "
+        "torch.nn.utils.remove_weight_norm(module) or remove_spectral_norm(module)"
     )
     try:
         model = copy.deepcopy(model).eval()
@@ -50,7 +60,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
             _drop_parametrizations(module)
         if isinstance(vars(module).get("weight"), Tensor):  # neither a parameter nor a buffer
             raise ValueError(f"{name or 'the network'} computes its weight in a hook{remedy}")
+        for kind in _HOOKS:
+            getattr(module, kind).clear()
     return model
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _drop_parametrizations(module: Any) -> None:
@@ -89,7 +104,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        with _sizes_as_arguments():
+            graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} cannot be traced ({error}); its forward must not branch on "
@@ -98,6 +114,41 @@ def trace(model: nn.Module) -> fx.GraphModule:
     for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
         _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
     return fx.GraphModule(tracer.root, graph)
+
+
+# Built-in functions that refuse a traced number where they want an int, as in avg_pool2d(x, x.size(3)):
+# `zeros` in any version of torch, the others in its older ones.
+TAKE_SIZES = {
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "reshape", "chunk", "narrow"),
+    *("roll", "mean", "sum", "select", "tile", "zeros"),
+}
+
+
+@contextmanager
+def _sizes_as_arguments() -> Iterator[None]:
+    """Record calls of such functions, like any other, while a network is traced."""
+    found = [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
+    originals = [getattr(module, name) for module, name in found]
+    try:
+        for (module, name), function in zip(found, originals, strict=True):
+            setattr(module, name, _recorded(function))
+        yield
+    finally:
+        for (module, name), function in zip(found, originals, strict=True):
+            setattr(module, name, function)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves: list[Any] = []
+        fx.node.map_aggregate((args, kwargs), leaves.append)
+        traced = next((leaf for leaf in leaves if isinstance(leaf, fx.Proxy)), None)
+        if traced is None:
+            return function(*args, **kwargs)
+        return traced.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
 
 
 def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
@@ -118,6 +169,7 @@ class _Recorder(fx.Interpreter):
         return value
 
 
+@torch.no_grad()
 def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
     """Value of every node for the input ``x``."""
     recorder = _Recorder(gm)
@@ -154,4 +206,20 @@ def call_sites(gm: fx.GraphModule, target: object) -> int:
 def activation_names(gm: fx.GraphModule) -> list[str]:
     """Names of the activation modules of a standardized graph, in order of execution."""
     kinds = (nn.ReLU, nn.Hardtanh, BoundedActivation)
-    return [str(n.target) for n in gm.graph.nodes if is_module(gm, n, kinds)]
+    moving = depends_on_input(gm)
+    return [str(n.target) for n in gm.graph.nodes if n in moving and is_module(gm, n, kinds)]
+
+
+def describe(gm: fx.GraphModule, node: fx.Node) -> str:
+    """What a node calls, in the user's terms."""
+    if node.op == "call_module":
+        return f"{type(gm.get_submodule(str(node.target))).__name__} module"
+    if node.op == "call_method":
+        return f"Tensor.{node.target}"
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def unsupported_message(problems: list[str]) -> str:
+    """One text for all the problems of a network."""
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return f"{len(problems)} operation(s) cannot be converted to spikes:\n{lines}"

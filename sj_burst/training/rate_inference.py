@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_count, check_positive
+from ..checks import check_count, check_network, check_positive, check_range
 from .rate_norm import RateNorm, lock_max, rate_norms, share_scale
-from .run import Run, Writer, labelled, step
+from .run import Run, Writer, check_target, labelled, step
 
 __all__ = [
     "Candidate",
@@ -159,6 +159,7 @@ def evaluate_rates(
         for x, target in labelled(loader, "val_loader", device):
             rates.clear()
             logits = model(x)
+            check_target(logits, target)
             correct += int((logits.argmax(1) == target).sum())
             samples += len(x)
             layers = [rate.double() for rate in (*rates, output_rate(logits))]
@@ -249,8 +250,11 @@ def train_rates(
         >>> trained[1].maximum == net[1].maximum
         tensor(False)
     """
+    check_network(model=model)
     check_count(epochs=epochs)
     check_positive(lr=lr)
+    check_range(0, 1, momentum=momentum)
+    check_range(0, math.inf, weight_decay=weight_decay)
     net = copy.deepcopy(model).train()
     scales = {id(m.scale_logit) for m in net.modules() if isinstance(m, RateNorm)}
     parameters = [p for p in net.parameters() if p.requires_grad and id(p) not in scales]
@@ -264,7 +268,9 @@ def train_rates(
         losses = []
         pairs = labelled(loader, "loader", device)
         for x, target in tqdm(pairs, f"train {epoch + 1}/{epochs}", disable=not progress, leave=False):
-            losses.append(step(F.cross_entropy(net(x), target), optimizer))
+            out = net(x)
+            check_target(out, target)
+            losses.append(step(F.cross_entropy(out, target), optimizer))
         if writer is not None:
             writer.add_scalar("stage1/loss", sum(losses) / len(losses), epoch + 1)
         run.save(epoch + 1)
@@ -327,10 +333,11 @@ def train_threshold_scale(
         >>> found[0].name.startswith("lam0.1_acc")
         True
     """
+    check_network(model=model, teacher=teacher)
     check_count(epochs=epochs)
     check_positive(lr=lr)
-    if not lam >= 0 or not acc_tolerance >= 0:
-        raise ValueError(f"lam and acc_tolerance must be ≥ 0, got {lam} and {acc_tolerance}")
+    check_range(0, math.inf, lam=lam, acc_tolerance=acc_tolerance)
+    check_range(0, 1, momentum=momentum)
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
     student, scales = _student(model, share_scale)
     device = scales[0].device

@@ -1,12 +1,14 @@
 """The rate norm layer: a ReLU with a trainable upper bound, the threshold of the neuron to come."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..bounded import BoundedActivation
+from ..checks import check_network, check_range
 from ..graph.standardize import standardize
 
 __all__ = ["RateNorm", "lock_max", "rate_norms", "replace_relu", "share_scale"]
@@ -53,6 +55,7 @@ class RateNorm(BoundedActivation):
         super().__init__()
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum}; the usual value is 0.1")
+        check_range(-math.inf, math.inf, scale_logit=scale_logit)
         self.momentum = momentum
         self.locked = False
         self.scale_logit = nn.Parameter(torch.tensor(float(scale_logit)))
@@ -165,6 +168,7 @@ def replace_relu(
 
     Raises:
         ValueError: if there is no ReLU to replace.
+        TypeError: if ``activation`` is a module.
 
     Source: Ding et al., IJCAI 2021.
 
@@ -173,6 +177,12 @@ def replace_relu(
         >>> type(net[1]).__name__
         'RateNorm'
     """
+    check_network(model=model)
+    if isinstance(activation, nn.Module):
+        raise TypeError(
+            f"activation makes a new module for each ReLU, got one {type(activation).__name__}; pass "
+            "the class, or a lambda"
+        )
     net = copy.deepcopy(model) if example is None else standardize(model, example)
     made: dict[nn.Module, nn.Module] = {}
     for name, module in list(net.named_modules(remove_duplicate=False)):

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import write_atomically
-from ..loader import batches, check_loader
+from ..checkpoint import read_whole, write_atomically
+from ..loader import batches, check_labels, check_loader
 
-__all__ = ["Run", "Writer", "labelled", "step"]
+__all__ = ["Run", "Writer", "check_target", "labelled", "step"]
 
 FORMAT = 1
 
@@ -38,7 +38,21 @@ def labelled(
     for x, target in batches(loader, name):
         if not isinstance(target, Tensor) or target.is_floating_point():
             raise TypeError(f"{name} must yield (input, class labels) batches; the labels are missing")
-        yield x.to(device), target.to(device)
+        yield x.to(device), target.to(device).long()
+
+
+def check_target(out: Tensor, target: Tensor) -> None:
+    """Raise unless class scores ``[N, C, ...]`` and labels ``[N, ...]`` belong together.
+
+    Raises:
+        ValueError: names both shapes, or the range of labels.
+    """
+    if out.dim() < 2 or out[:, 0].shape != target.shape:
+        raise ValueError(
+            f"labels {list(target.shape)} do not fit the output {list(out.shape)}; the network must "
+            "return class scores [N, C, ...] and the loader yield labels [N, ...]"
+        )
+    check_labels(target, out.shape[1])
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
@@ -114,10 +128,7 @@ class Run:
         write_atomically(content, self.path)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} cannot be read, or is damaged: {error}") from error
+        content = read_whole(path)
         if not isinstance(content, dict) or content.get("training_format") != FORMAT:
             raise ValueError(f"{path} is not a checkpoint of this training; pass another file name")
         if content["settings"] != self.settings:

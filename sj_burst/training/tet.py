@@ -12,8 +12,9 @@ from spikingjelly.activation_based.functional import reset_net, set_step_mode
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_count, check_positive
+from ..checks import check_count, check_positive, check_range
 from ..graph.network import SpikingNetwork
+from ..loader import check_labels
 from .run import Run, Writer, labelled, step
 
 __all__ = ["finetune", "tet_loss"]
@@ -45,13 +46,14 @@ def tet_loss(out_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.
         >>> round(tet_loss(torch.zeros(2, 1, 4), torch.tensor([3]), lam=0.0).item(), 4)
         1.3863
     """
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam must be in [0, 1], got {lam}")
+    check_range(0, 1, lam=lam)
+    check_range(-math.inf, math.inf, phi=phi)
     if out_seq.dim() != 3 or out_seq.shape[1:2] != target.shape:
         raise ValueError(
             f"out_seq must be [T, N, C] and target [N], got {tuple(out_seq.shape)} and "
             f"{tuple(target.shape)}; a network in step mode 'm', or snn.hold(x, T), gives such outputs"
         )
+    check_labels(target, out_seq.shape[2])
     entropy = F.cross_entropy(out_seq.flatten(0, 1), target.repeat(len(out_seq)))
     return (1 - lam) * entropy + lam * (out_seq - phi).square().mean()
 
@@ -162,11 +164,22 @@ def finetune(
             reset_net(net)
         with torch.no_grad():
             scales.apply_to_nodes()
+        _check_sound(net)
         if writer is not None:
             writer.add_scalar("tet/loss", sum(losses) / len(losses), epoch + 1)
         run.save(epoch + 1)
     set_step_mode(net, snn.step_mode)
     return net
+
+
+def _check_sound(net: SpikingNetwork) -> None:
+    thetas = [node.threshold for node in net.neurons().values()]
+    sound = all(bool((theta > 0).all()) for theta in thetas)
+    if not sound or not all(bool(value.isfinite().all()) for value in (*net.parameters(), *thetas)):
+        raise ValueError(
+            "weights or thresholds have become NaN, infinite or zero; lower lr. The network that was "
+            "passed in is as it was"
+        )
 
 
 def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Tensor:

@@ -276,6 +276,17 @@ def test_bad_arguments():
         train_rates(net, [torch.rand(4, 6)], progress=False)
     with pytest.raises(TypeError, match="only once"):
         train_rates(net, iter([]), progress=False)
+    x, y = next(iter(data))
+    for labels, message in ((y[:, None], "do not fit the output"), (y + 3, "network has 3 classes")):
+        with pytest.raises(ValueError, match=message):
+            train_rates(net, [(x, labels)], progress=False)
+        with pytest.raises(ValueError, match=message):
+            evaluate_rates(net, [(x, labels)])
+    train_rates(net, [(x, y.int())], epochs=1, progress=False)
+    with pytest.raises(ValueError, match="momentum must be a number"):
+        train_rates(net, data, momentum=2)
+    with pytest.raises(TypeError, match="teacher must be a network"):
+        train_threshold_scale(net, None, data, data)
 
 
 def test_a_nan_loss_is_an_error():

@@ -126,5 +126,9 @@ def test_functional_relus_need_an_example():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="momentum must be in"):
         RateNorm(momentum=0)
+    with pytest.raises(ValueError, match="scale_logit"):
+        RateNorm(scale_logit=float("nan"))
+    with pytest.raises(TypeError, match="makes a new module for each ReLU"):
+        replace_relu(vgg(), RateNorm())
     with pytest.raises(ValueError, match="replace_relu"):
         lock_max(vgg())

@@ -171,6 +171,12 @@ def test_a_failure_leaves_the_network_as_it_was(convert):
         snn.hold(X, 2)
 
 
+def test_a_last_step_too_long_is_noticed(convert):
+    snn = convert(vgg(), DATA, max_spikes=1)
+    with pytest.raises(ValueError, match="lower lr"):
+        finetune(snn, DATA[:1], 2, lr=1e3, **QUIET)
+
+
 def test_bad_arguments(convert):
     snn = convert(vgg(), DATA, threshold="max", max_spikes=math.inf)
     with pytest.raises(ValueError, match="max_spikes=inf"):
