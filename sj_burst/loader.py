@@ -71,7 +71,7 @@ def is_label(target: Any, shape: tuple[int, ...]) -> bool:
 def check_labels(target: Tensor, classes: int) -> None:
     """Raise unless the class labels of a batch ``[N]`` lie in [0, classes).
 
-    Labels of pixels ``[N, ...]`` may lie outside: such pixels belong to no class.
+    Labels of pixels ``[N, ...]`` may lie outside: such pixels belong to no class, and do not count.
 
     Raises:
         ValueError: names the range.

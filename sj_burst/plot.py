@@ -8,6 +8,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
+from .checks import check_count
 from .compare import layer_means
 from .functional import per_channel
 from .graph.network import SpikingNetwork
@@ -212,7 +213,7 @@ def rates_vs_activations(
         points: most dots that are drawn, evenly picked.
 
     Raises:
-        ValueError: for an unknown layer; lists the known ones.
+        ValueError: for an unknown layer (lists the known ones), or a count below 1.
 
     Example:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -224,6 +225,7 @@ def rates_vs_activations(
         >>> ax.get_xlabel()
         'ANN activation a'
     """
+    check_count(points=points)
     layers, _ = next(layer_means(snn, ann, [x], time_steps))
     if layer not in layers:
         raise ValueError(f"layer must be one of {list(layers)}, got {layer!r}")
@@ -260,7 +262,7 @@ def spike_raster(
         neurons: most neurons that are drawn: those that spike most, in the layer's order.
 
     Raises:
-        ValueError: for an unknown layer; lists the known ones.
+        ValueError: for an unknown layer (lists the known ones), or a count below 1.
 
     Example:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -272,6 +274,7 @@ def spike_raster(
         >>> ax.get_xlabel()
         'time step'
     """
+    check_count(neurons=neurons)
     count = _spike_counts(snn, x[:1], layer, time_steps)
     busiest = count.abs().sum(0).topk(min(neurons, count.shape[1])).indices.sort().values
     fig, ax = _axes(ax)

@@ -13,7 +13,7 @@ from .checks import check_count, check_network, check_range
 from .graph.check import evaluate
 from .loader import batches, check_labels, check_loader, is_label
 from .recipe import BurstRecipe
-from .simulate import simulate
+from .simulate import share_right, simulate
 
 __all__ = ["SETTINGS", "Recommendation", "Trial", "recommend"]
 
@@ -115,7 +115,7 @@ def recommend(
         raise ValueError(f"images must be at least 2, got {images}")
     check_loader(loader)
     calibration, held_back = _split(ann, loader, images)
-    correct = sum((evaluate(ann, x).argmax(1) == y).double().mean() * len(y) for x, y in held_back)
+    correct = sum(share_right(evaluate(ann, x), y).double().sum() for x, y in held_back)
     ann_accuracy = float(correct) / sum(len(y) for _, y in held_back)
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:

@@ -93,7 +93,8 @@ def simulate(
 
     Args:
         snn: a converted network; other SpikingJelly networks run step by step.
-        loader: batches ``(input, target)`` or inputs ``[N, ...]``.
+        loader: batches ``(input, target)`` or inputs ``[N, ...]``. Class labels of pixels may lie
+            outside the classes (255, say): such pixels do not count.
         time_steps: T ≥ 1.
         chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
             a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
@@ -356,6 +357,26 @@ def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(y / theta, 1, dims)
 
 
+def share_right(scores: Tensor, target: Tensor) -> Tensor:
+    """Share of right answers of each sample; pixels whose label is no class do not count.
+
+    Args:
+        scores: ``[N, C, ...]``.
+        target: class labels ``[N, ...]``.
+
+    Returns:
+        ``[N]``, in [0, 1].
+
+    Example:
+        >>> scores = torch.tensor([[[3.0, 3.0, 0.0], [0.0, 0.0, 1.0]]])  # two classes, three pixels
+        >>> share_right(scores, torch.tensor([[0, 255, 0]])).tolist()
+        [0.5]
+    """
+    right = (scores.argmax(1) == target).view(len(target), -1)
+    known = ((target >= 0) & (target < scores.shape[1])).view(len(target), -1)
+    return right.sum(1) / known.sum(1).clamp_min(1)
+
+
 class _Totals:
     """Sums over samples, for each step."""
 
@@ -445,8 +466,7 @@ class _Answers:
         self.steps += 1
         if self.classes:
             assert self.target is not None
-            hit = (self.total.argmax(1) == self.target[self.active]).float()
-            self._record(self.hits, hit.flatten(1).mean(1) if hit.dim() > 1 else hit)
+            self._record(self.hits, share_right(self.total, self.target[self.active]))
         if self.wanted is not None:
             difference = (self.mean() - self.wanted[self.active]).float()
             self._record(self.errors, difference.flatten(1).square().sum(1))

@@ -3,7 +3,7 @@ import torch
 from spikingjelly.activation_based import ann2snn, functional, neuron
 from torch import nn
 
-from sj_burst import plot, simulate
+from sj_burst import plot, recommend, simulate
 from sj_burst.inactivated import SpikeCalibratedNode, inactivated_share
 from tests.networks import resnet, vgg
 
@@ -165,6 +165,18 @@ def test_targets_that_do_not_fit(convert, loader, message):
         simulate(snn, loader, 4, progress=False)
     with pytest.raises(TypeError, match="targets of type list"):
         simulate(snn, [(X, Y.tolist())], 4, progress=False)
+
+
+def test_pixels_of_no_class_do_not_count(convert):
+    ann = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    snn = convert(ann, [X], calibration="none")
+    y = torch.randint(3, (len(X), 8, 8))
+    y[:, 2:5] = 255
+    result = simulate(snn, [(X, y)], 4, progress=False)
+    right = (result.output.argmax(1) == y)[:, [0, 1, 5, 6, 7]]
+    assert result.accuracy[-1].item() == pytest.approx(right.float().mean().item())
+    y = torch.where(y == 255, y, ann(X).argmax(1))  # the ANN is right
+    assert 0 <= recommend(ann, [(X, y)], 100, progress=False).chosen.drop < 100
 
 
 def test_a_reference_of_another_shape_is_refused(convert):

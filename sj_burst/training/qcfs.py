@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounded import BoundedActivation
+from ..checks import check_positive
 
 __all__ = ["QCFS"]
 
@@ -50,8 +51,7 @@ class QCFS(BoundedActivation):
         super().__init__()
         if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
             raise ValueError(f"levels must be an integer ≥ 1, got {levels!r}; 4 and 8 are usual")
-        if not (bound > 0 and math.isfinite(bound)):
-            raise ValueError(f"bound must be positive and finite, got {bound}")
+        check_positive(bound=bound)
         self.levels = levels
         self.log_bound = nn.Parameter(torch.tensor(math.log(bound)))
 
