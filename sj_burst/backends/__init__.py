@@ -139,6 +139,8 @@ def _tried(backend: str) -> bool:
 
 def _engine(backend: str, x: Tensor) -> str:
     """The backend for this tensor."""
+    if x.numel() == 0:  # the loops want something to do
+        return "torch"
     if backend == "auto":
         wanted = {"cuda": "cupy", "cpu": "numba"}.get(x.device.type, "torch")
         return wanted if INSTALLED.get(wanted, True) and _works(wanted) else "torch"

@@ -143,3 +143,10 @@ def test_after_a_fork():
     # A process of its own: this one holds the threads of other libraries.
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_to_do():
+    for shape in ((3, 0, 4), (3, 2, 4, 0, 5)):
+        for backend in ("torch", "numba"):
+            node = BurstIFNode(torch.ones(4), signed=True, step_mode="m", backend=backend)
+            assert node(torch.zeros(shape)).shape == shape

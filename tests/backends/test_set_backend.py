@@ -137,6 +137,7 @@ def test_auto_falls_back_where_a_backend_does_not_run(monkeypatch):
     class OnCuda:
         device = torch.device("cuda")
         is_cuda = True
+        numel = staticmethod(lambda: 1)
 
     assert backends._engine("auto", OnCuda()) == "torch"
 
