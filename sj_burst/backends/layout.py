@@ -163,11 +163,11 @@ def pool_geometry(pool: nn.Module) -> list[int]:
         [1, 3, 1, 2, 0, 1, 1, 1]
     """
     images = isinstance(pool, nn.MaxPool2d)
-
-    def pair(value: int | tuple[int, ...], neutral: int) -> tuple[int, ...]:
-        if isinstance(value, int):
-            return (value, value) if images else (neutral, value)
-        return tuple(value) if images else (neutral, *value)
-
     options = ((pool.kernel_size, 1), (pool.stride, 1), (pool.padding, 0), (pool.dilation, 1))
-    return [n for value, neutral in options for n in pair(value, neutral)]  # type: ignore[arg-type]
+    return [n for value, neutral in options for n in _pair(value, neutral, images)]  # type: ignore[arg-type]
+
+
+def _pair(value: int | tuple[int, ...], neutral: int, images: bool) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value, value) if images else (neutral, value)
+    return tuple(value) if images else (neutral, *value)
