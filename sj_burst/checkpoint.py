@@ -19,7 +19,7 @@ from .recipe import Options, encode_input, new_neuron, place
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _version(package: str) -> str:

@@ -372,8 +372,8 @@ def share_right(scores: Tensor, target: Tensor) -> Tensor:
         >>> share_right(scores, torch.tensor([[0, 255, 0]])).tolist()
         [0.5]
     """
-    right = (scores.argmax(1) == target).view(len(target), -1)
-    known = ((target >= 0) & (target < scores.shape[1])).view(len(target), -1)
+    right = (scores.argmax(1) == target).reshape(len(target), -1)
+    known = ((target >= 0) & (target < scores.shape[1])).reshape(len(target), -1)
     return right.sum(1) / known.sum(1).clamp_min(1)
 
 
