@@ -119,7 +119,7 @@ class Scaled(nn.Module):
         self.weight, self.pooled = nn.Parameter(torch.randn(3, 144)), nn.Parameter(torch.randn(1, 3, 2))
 
     def forward(self, x):
-        x = self.relu(self.conv(x)) * self.scale.clamp(0, 1) * self.gate(self.shift)
+        x = self.relu(self.conv(x)) * self.scale.clamp(0, 1) * self.gate(self.shift.clamp(-1, 1))
         bias = F.max_pool1d(self.relu(self.pooled), 2).flatten()
         return F.linear(x.flatten(1), F.relu(self.weight), bias)
 
