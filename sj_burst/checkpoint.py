@@ -103,7 +103,9 @@ def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no ordinary file; give the name of one")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    checksums = torch.serialization.get_crc32_options()
     try:
+        torch.serialization.set_crc32_options(True)  # read_whole compares them
         with open(temporary, "xb") as file:
             torch.save(content, file)
             file.flush()
@@ -112,6 +114,8 @@ def write_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        torch.serialization.set_crc32_options(checksums)
 
 
 def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:

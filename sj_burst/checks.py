@@ -8,8 +8,8 @@ from torch import nn
 __all__ = ["check_count", "check_network", "check_positive", "check_range"]
 
 
-def check_count(**values: object) -> None:
-    """Raise unless each value is an integer ≥ 1.
+def check_count(least: int = 1, /, **values: object) -> None:
+    """Raise unless each value is an integer ≥ ``least``.
 
     Raises:
         ValueError: names the argument and its value.
@@ -20,8 +20,8 @@ def check_count(**values: object) -> None:
         ValueError: time_steps must be an integer ≥ 1, got 0
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 
 def check_positive(**values: object) -> None:
@@ -41,7 +41,7 @@ def check_positive(**values: object) -> None:
 
 
 def check_range(low: float, high: float, **values: object) -> None:
-    """Raise unless each value is a number in [low, high].
+    """Raise unless each value is a finite number in [low, high].
 
     Raises:
         ValueError: names the argument and its value.
@@ -49,15 +49,16 @@ def check_range(low: float, high: float, **values: object) -> None:
     Example:
         >>> check_range(0, 1, lam=2)
         Traceback (most recent call last):
-        ValueError: lam must be a number in [0, 1], got 2
+        ValueError: lam must be a plain, finite number in [0, 1], got 2
         >>> check_range(0, math.inf, max_drop=-1)
         Traceback (most recent call last):
-        ValueError: max_drop must be a number ≥ 0, got -1
+        ValueError: max_drop must be a plain, finite number ≥ 0, got -1
     """
     for name, value in values.items():
-        if not isinstance(value, Real) or not low <= float(value) <= high:
-            allowed = f"≥ {low}" if high == math.inf else f"in [{low}, {high}]"
-            raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
+        if not isinstance(value, Real) or not (math.isfinite(value) and low <= float(value) <= high):
+            least = "" if low == -math.inf else f" ≥ {low}"
+            allowed = least if high == math.inf else f" in [{low}, {high}]"
+            raise ValueError(f"{name} must be a plain, finite number{allowed}, got {value!r}")
 
 
 def check_network(**values: object) -> None:

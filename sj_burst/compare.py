@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from .checks import check_count, check_network
 from .graph.network import SpikingNetwork
 from .graph.standardize import rewrite_all
-from .graph.trace import activation_names
+from .graph.trace import activation_names, depends_on_input, is_module
 from .loader import batches, check_loader, take
 from .neuron import neurons
 from .pooling import MAX_POOLS
@@ -161,9 +161,9 @@ def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
 
 def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
     """Neurons and what stands for max-pooling, in order of execution."""
-    modules = dict(graph.named_modules())
     missing = sorted(set(activation_names(graph)) ^ set(neurons(snn.graph)))
-    pools = [name for name, module in modules.items() if isinstance(module, MAX_POOLS)]
+    moving = depends_on_input(graph)
+    pools = [str(n.target) for n in graph.graph.nodes if n in moving and is_module(graph, n, MAX_POOLS)]
     known = dict(snn.graph.named_modules())
     missing += [name for name in pools if name not in known]
     if missing:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import distributed
 from .checks import check_count, check_range
 from .graph.network import SpikingNetwork
-from .loader import batches, check_labels, check_loader, is_label
+from .loader import IGNORED, batches, check_labels, check_loader, is_label
 
 __all__ = ["confidence_margin", "fit_early_exit"]
 
@@ -102,11 +102,11 @@ def fit_early_exit(
             margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
             early += _hits_with_exits(hits, margins)
             full += hits[-1].sum()
-            samples += len(x)
+            samples += (target != IGNORED).sum().cpu()
     finally:
         reset_net(snn)
     early, full, samples = (distributed.total(v) for v in (early, full, samples))
-    safe = 100 * (full - early) / samples <= max_loss
+    safe = 100 * (full - early) / samples.clamp_min(1) <= max_loss
     safe[-1] = True
     unsafe = (~safe).nonzero()
     return _MARGINS[int(unsafe[-1]) + 1 if len(unsafe) else 0].item()

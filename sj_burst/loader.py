@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["batches", "check_labels", "check_loader", "is_label", "split_batch", "take"]
+__all__ = ["IGNORED", "batches", "check_labels", "check_loader", "is_label", "split_batch", "take"]
 
 
 def check_loader(loader: Any, name: str = "loader") -> None:
@@ -68,10 +68,13 @@ def is_label(target: Any, shape: tuple[int, ...]) -> bool:
     return isinstance(target, Tensor) and not target.is_floating_point() and target.shape == shape
 
 
-def check_labels(target: Tensor, classes: int) -> None:
-    """Raise unless the class labels of a batch ``[N]`` lie in [0, classes).
+IGNORED = -100  # torch's cross_entropy leaves out what has this label
 
-    Labels of pixels ``[N, ...]`` may lie outside: such pixels belong to no class, and do not count.
+
+def check_labels(target: Tensor, classes: int) -> None:
+    """Raise unless the class labels of a batch ``[N]`` lie in [0, classes), or are torch's −100.
+
+    Labels of pixels ``[N, ...]`` may lie outside. What is of no class does not count.
 
     Raises:
         ValueError: names the range.
@@ -81,9 +84,10 @@ def check_labels(target: Tensor, classes: int) -> None:
         Traceback (most recent call last):
         ValueError: loader yields class labels from 1 to 2, and the network has 2 classes; ...
     """
-    if target.dim() == 1 and len(target) and not (target.min() >= 0 and target.max() < classes):
+    known = target[target != IGNORED]
+    if target.dim() == 1 and len(known) and not (known.min() >= 0 and known.max() < classes):
         raise ValueError(
-            f"loader yields class labels from {int(target.min())} to {int(target.max())}, and the "
+            f"loader yields class labels from {int(known.min())} to {int(known.max())}, and the "
             f"network has {classes} classes; count them from 0"
         )
 

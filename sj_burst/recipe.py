@@ -433,17 +433,6 @@ def encode_input(gm: fx.GraphModule, options: Options, largest: Tensor | None) -
     gm.recompile()
 
 
-def _check_runs(gm: fx.GraphModule, x: Tensor, first: torch.Size) -> None:
-    """Pictures may differ in size, if the network takes them."""
-    try:
-        gm(x[:1])
-    except RuntimeError as error:
-        raise ValueError(
-            f"calibration_loader yields inputs of shapes {list(first)} and {list(x.shape[1:])}, and the "
-            "network does not run on the latter; bring them to one"
-        ) from error
-
-
 @torch.no_grad()
 def observe(
     gm: fx.GraphModule,
@@ -487,9 +476,15 @@ def observe(
         shape = None
         for x, _ in tqdm(pairs, "calibrate", disable=not progress, leave=False):
             shape = shape or x.shape[1:]
-            if x.shape[1:] != shape:
-                _check_runs(gm, x.to(device), shape)
-            gm(x.to(device))
+            try:
+                gm(x.to(device))
+            except RuntimeError as error:
+                if x.shape[1:] == shape:
+                    raise
+                raise ValueError(
+                    f"calibration_loader yields inputs of shapes {list(shape)} and {list(x.shape[1:])}, "
+                    "and not both can be taken; bring them to one, or try channel_wise=False"
+                ) from error
     finally:
         for handle in handles:
             handle.remove()

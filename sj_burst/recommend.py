@@ -105,18 +105,15 @@ def recommend(
     """
     check_network(ann=ann)
     check_range(0, math.inf, max_drop=max_drop)
-    check_count(max_time_steps=max_time_steps, images=images)
+    check_count(2, max_time_steps=max_time_steps, images=images)
     settings = [(t, g) for t, g in SETTINGS if t <= max_time_steps]
-    if not settings:
-        raise ValueError(f"max_time_steps must be at least {SETTINGS[0][0]}, got {max_time_steps}")
     if overlap := {"time_steps", "max_spikes"} & set(options):
         raise ValueError(f"recommend chooses {sorted(overlap)}; leave it out, see max_time_steps")
-    if images < 2:
-        raise ValueError(f"images must be at least 2, got {images}")
     check_loader(loader)
     calibration, held_back = _split(ann, loader, images)
-    correct = sum(share_right(evaluate(ann, x), y).double().sum() for x, y in held_back)
-    ann_accuracy = float(correct) / sum(len(y) for _, y in held_back)
+    answers = [share_right(evaluate(ann, x), y) for x, y in held_back]
+    counted = sum(int(known.sum()) for _, known in answers)
+    ann_accuracy = sum(right.double().sum().item() for right, _ in answers) / max(counted, 1)
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:
         setting: dict[str, Any] = {

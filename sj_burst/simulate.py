@@ -93,8 +93,8 @@ def simulate(
 
     Args:
         snn: a converted network; other SpikingJelly networks run step by step.
-        loader: batches ``(input, target)`` or inputs ``[N, ...]``. Class labels of pixels may lie
-            outside the classes (255, say): such pixels do not count.
+        loader: batches ``(input, target)`` or inputs ``[N, ...]``. Samples with the label −100 do not
+            count, nor do pixels whose label is no class (255, say).
         time_steps: T ≥ 1.
         chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
             a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
@@ -357,24 +357,24 @@ def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(y / theta, 1, dims)
 
 
-def share_right(scores: Tensor, target: Tensor) -> Tensor:
-    """Share of right answers of each sample; pixels whose label is no class do not count.
+def share_right(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of right answers of each sample; what is of no class does not count.
 
     Args:
         scores: ``[N, C, ...]``.
         target: class labels ``[N, ...]``.
 
     Returns:
-        ``[N]``, in [0, 1].
+        The shares ``[N]`` in [0, 1], and which samples have a label of a class at all.
 
     Example:
         >>> scores = torch.tensor([[[3.0, 3.0, 0.0], [0.0, 0.0, 1.0]]])  # two classes, three pixels
-        >>> share_right(scores, torch.tensor([[0, 255, 0]])).tolist()
-        [0.5]
+        >>> share_right(scores, torch.tensor([[0, 255, 0]]))
+        (tensor([0.5000]), tensor([True]))
     """
     right = (scores.argmax(1) == target).reshape(len(target), -1)
-    known = ((target >= 0) & (target < scores.shape[1])).reshape(len(target), -1)
-    return right.sum(1) / known.sum(1).clamp_min(1)
+    known = ((target >= 0) & (target < scores.shape[1])).reshape(len(target), -1).sum(1)
+    return right.sum(1) / known.clamp_min(1), known > 0
 
 
 class _Totals:
@@ -383,6 +383,7 @@ class _Totals:
     def __init__(self, time_steps: int, early_exit: float | None) -> None:
         self.time_steps, self.early_exit = time_steps, early_exit
         self.correct = torch.zeros(time_steps, dtype=torch.float64)
+        self.counted = 0
         self.squares = torch.zeros(time_steps, dtype=torch.float64)
         self.reference = torch.zeros((), dtype=torch.float64)
         self.labelled: set[bool] = set()
@@ -407,6 +408,7 @@ class _Totals:
                 run.keep(stay)
         batch.keep(torch.zeros_like(batch.active, dtype=torch.bool))
         self.correct += batch.per_step(batch.hits)
+        self.counted += batch.counted
         self.squares += batch.per_step(batch.errors)
         self.labelled.add(batch.classes)
         if wanted is not None:
@@ -422,10 +424,11 @@ class _Totals:
             raise ValueError("loader yields class labels in some batches only; give them to all or none")
         exits = torch.cat(self.exits)
         samples = int(distributed.total(torch.tensor(len(exits))))
+        counted = distributed.total(torch.tensor(self.counted)).clamp_min(1)
         correct, squares = distributed.total(self.correct), distributed.total(self.squares)
         error = (squares / distributed.total(self.reference).clamp_min(1e-300)).sqrt()
         return SimulationResult(
-            accuracy=(correct / samples).float() if True in self.labelled else None,
+            accuracy=(correct / counted).float() if True in self.labelled else None,
             error=error.float() if self.with_reference else None,
             output=torch.cat(self.outputs),
             spikes={
@@ -447,6 +450,7 @@ class _Answers:
         self.classes = target is not None and not target.is_floating_point()
         self.steps = 0
         self.samples = samples
+        self.counted = 0  # those with a label of a class
         self.active = torch.arange(samples)
         self.exits = torch.full((samples,), time_steps)
         self.hits: list[Tensor] = []  # [samples] after every step
@@ -466,7 +470,10 @@ class _Answers:
         self.steps += 1
         if self.classes:
             assert self.target is not None
-            self._record(self.hits, share_right(self.total, self.target[self.active]))
+            right, known = share_right(self.total, self.target[self.active])
+            self._record(self.hits, right)
+            if self.steps == 1:
+                self.counted = int(known.sum())
         if self.wanted is not None:
             difference = (self.mean() - self.wanted[self.active]).float()
             self._record(self.errors, difference.flatten(1).square().sum(1))

@@ -64,6 +64,16 @@ def test_infinite_bursts_come_back_with_gradients_on(convert, tmp_path):
         assert torch.equal(snn.hold(X, 3), again.hold(X, 3))
 
 
+def test_checksums_are_written_whatever_torch_is_told(convert, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        save(convert(vgg(), [X]), tmp_path / "snn.pt")
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load(tmp_path / "snn.pt", vgg())
+
+
 def test_wrong_architecture(convert, tmp_path):
     save(convert(vgg(), [X]), tmp_path / "snn.pt")
     with pytest.raises(ValueError, match="architecture"):

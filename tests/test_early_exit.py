@@ -117,7 +117,7 @@ def test_the_fitted_margin_is_the_smallest_safe_one(convert):
 
 def test_bad_arguments(convert):
     snn = convert(vgg(), [X])
-    with pytest.raises(ValueError, match=r"early_exit must be a number in \[0, 1\].*got 2"):
+    with pytest.raises(ValueError, match=r"early_exit must be a plain.* in \[0, 1\].*got 2"):
         simulate(snn, [X], 4, early_exit=2.0)
     rate_coding = ann2snn.Converter(ann2snn.RateCodingRecipe([(X, X)])).convert(vgg())
     with pytest.raises(ValueError, match="early_exit needs a network converted with BurstRecipe"):

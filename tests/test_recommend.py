@@ -30,7 +30,7 @@ def test_options_pass_through_and_bad_ones_are_refused():
         recommend(vgg(), [X], max_drop=-1)
     with pytest.raises(ValueError, match="max_time_steps"):
         recommend(vgg(), [X], max_time_steps=1)
-    with pytest.raises(ValueError, match="images must be an integer ≥ 1, got -5"):
+    with pytest.raises(ValueError, match="images must be an integer ≥ 2, got -5"):
         recommend(vgg(), [X], images=-5)
     for target in (torch.rand(60), torch.zeros(60, 5, dtype=torch.long), [0] * 60):
         with pytest.raises(ValueError, match=r"class labels \[60\]"):

@@ -175,8 +175,19 @@ def test_pixels_of_no_class_do_not_count(convert):
     result = simulate(snn, [(X, y)], 4, progress=False)
     right = (result.output.argmax(1) == y)[:, [0, 1, 5, 6, 7]]
     assert result.accuracy[-1].item() == pytest.approx(right.float().mean().item())
+    y[:3] = 255  # whole samples, too
+    right = result.output.argmax(1)[3:, [0, 1, 5, 6, 7]] == y[3:, [0, 1, 5, 6, 7]]
+    again = simulate(snn, [(X, y)], 4, progress=False)
+    assert again.accuracy[-1].item() == pytest.approx(right.float().mean().item())
     y = torch.where(y == 255, y, ann(X).argmax(1))  # the ANN is right
     assert 0 <= recommend(ann, [(X, y)], 100, progress=False).chosen.drop < 100
+
+
+def test_samples_without_a_label_do_not_count(convert):
+    snn = convert(vgg(), [X], calibration="none")
+    y = simulate(snn, [X], 4, progress=False).output.argmax(1)
+    y[:5] = -100
+    assert simulate(snn, [(X, y)], 4, progress=False).accuracy[-1] == 1
 
 
 def test_a_reference_of_another_shape_is_refused(convert):

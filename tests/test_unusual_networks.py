@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 
-from sj_burst import load, save, set_backend, simulate, standardize
+from sj_burst import load, report, save, set_backend, simulate, standardize
 
 EXACT = {"threshold": "max", "calibration": "none", "max_spikes": 1, "time_steps": 64}
 
@@ -64,6 +64,30 @@ def test_hooks_that_look_on_stay_with_the_ann(convert):
     assert len(ann[0]._forward_hooks) == 1
 
 
+class Collecting(nn.Module):
+    """A skip connection that a hook collects, and one that scales a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU())
+        self.after, self.out = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8 * 36, 3)
+        self.kept = {}
+        self.block.register_forward_hook(self.keep)
+        self.block.register_forward_hook(lambda module, args, out: out * 0.5)
+
+    def keep(self, module, args, out):
+        self.kept["block"] = out
+
+    def forward(self, x):
+        x = F.relu(self.after(self.block(x)))
+        return self.out(torch.cat([x, self.kept["block"]], 1).flatten(1))
+
+
+def test_hooks_of_containers_are_traced(convert):
+    ann, x = Collecting(), torch.randn(4, 2, 6, 6)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
 class Crops(nn.Module):
     def __init__(self):
         super().__init__()
@@ -115,19 +139,24 @@ class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.relu, self.gate = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sigmoid()
+        self.pool = nn.MaxPool1d(2)
         self.scale, self.shift = nn.Parameter(torch.rand(1, 4, 1, 1)), nn.Parameter(torch.randn(4, 1, 1))
         self.weight, self.pooled = nn.Parameter(torch.randn(3, 144)), nn.Parameter(torch.randn(1, 3, 2))
 
     def forward(self, x):
         x = self.relu(self.conv(x)) * self.scale.clamp(0, 1) * self.gate(self.shift.clamp(-1, 1))
-        bias = F.max_pool1d(self.relu(self.pooled), 2).flatten()
-        return F.linear(x.flatten(1), F.relu(self.weight), bias)
+        bias = self.pool(self.relu(self.pooled)).flatten()
+        weight = F.relu(self.weight).clone()
+        weight.sub_(weight.mean(1, keepdim=True))
+        weight.clamp_(-0.5, 0.5)
+        return F.linear(x.flatten(1), weight, bias)
 
 
 def test_activations_of_parameters_do_not_fire(convert, tmp_path):
     ann, x = Scaled(), torch.randn(6, 3, 8, 8)
     snn = convert(ann, [x], **EXACT)
     assert len(snn.neurons()) == 1
+    assert report(snn, ann, [x]).layers
     assert_converges(snn, ann, x)
     save(snn, tmp_path / "snn.pt")
     with torch.no_grad():
@@ -145,6 +174,7 @@ def test_activations_of_parameters_do_not_fire(convert, tmp_path):
         lambda x: torch.chunk(x, x.size(1) // 2, 1)[0],
         lambda x: torch.roll(x, x.size(2) // 2, 2),
         lambda x: torch.mean(x, x.dim() - 1),
+        lambda x: torch.tile(x, (1, x.size(1) // 2, 1, 1)),
         lambda x: torch.cat([x, torch.zeros(x.size(0), 2, *(4, 4))], 1),
         lambda x: torch.cat([x, torch.zeros((x.size(0), 2, x.size(2), 4), device=x.device)], 1),
         lambda x: torch.cat([x, x.new_zeros(x.size(0), 2, 4, 4)], 1),
@@ -164,6 +194,39 @@ def test_sizes_are_arguments(convert, operation, first):
     snn = convert(ann, [x], **EXACT)
     assert_converges(snn, ann, x)
     assert_converges(snn, ann, torch.cat([x, x[:3]]))  # another batch size
+
+
+def test_zeros_follow_the_precision(convert):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            return self.second(torch.cat([x, torch.zeros(x.size(0), 2)], 1))
+
+    x = torch.rand(8, 4)
+    snn = convert(Padded(), [x]).double()
+    assert snn.hold(x.double(), 2).dtype == torch.float64
+
+
+def test_what_mixes_samples_is_named_with_its_line(convert):
+    class Centred(nn.Module):
+        def forward(self, x):
+            return F.relu(x) - torch.sum(x, 0)
+
+    with pytest.raises(ValueError, match=r"sum_1 \(sum, test_unusual_networks.py:\d+\) mixes"):
+        convert(Centred(), [torch.rand(8, 3)])
+
+
+def test_networks_with_several_outputs_can_be_standardized():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return {"a": F.relu(x), "b": (x + 1, [x])}
+
+    x = torch.randn(2, 3)
+    assert torch.equal(standardize(Pair(), x)(x)["a"], x.relu())
 
 
 def test_sequences_of_another_length(convert):
@@ -200,5 +263,9 @@ def test_calibration_images_that_the_network_does_not_take(convert):
     ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"calibration_loader yields inputs of shapes \[3\] and \[4\]"):
         convert(ann, [torch.rand(8, 3), torch.rand(8, 4)], calibration="none")
+    sequences = [torch.rand(8, 6, 3), torch.rand(8, 5, 3)]
+    with pytest.raises(ValueError, match="try channel_wise=False"):
+        convert(ann, sequences, calibration="none")
+    convert(ann, sequences, calibration="none", channel_wise=False)
     with pytest.raises(TypeError, match="to_dense"):
         convert(ann, [torch.rand(8, 3).to_sparse()])

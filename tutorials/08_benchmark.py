@@ -204,6 +204,7 @@ def _tables(rows: list[dict[str, str]], name: str) -> str:
     cells: dict[str, dict[int, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row["setting"]][int(row["T"])].append(row)
+    order = {setting.label: number for number, setting in enumerate(SETTINGS)}
     row = rows[0]
     parts = [
         f"# {name}: ANN {row['ann']} % of {row['test_images']} test images",
@@ -215,7 +216,7 @@ def _tables(rows: list[dict[str, str]], name: str) -> str:
             continue
         heads = " | ".join(f"T = {t}" for t in columns)
         lines = [f"| | {heads} |", "| - |" + " - |" * len(columns)]
-        for label in [setting.label for setting in SETTINGS if setting.label in cells]:
+        for label in sorted(cells, key=lambda label: order.get(label, len(order))):
             line = []
             for t in columns:
                 found = [float(row[measure]) for row in cells[label][t] if row[measure]]

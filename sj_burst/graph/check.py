@@ -44,7 +44,7 @@ AFFINE_FUNCTIONS = {
     *(torch.add, torch.sub, torch.neg, torch.cat, torch.concat, torch.stack, torch.chunk),
     *(torch.split, torch.flatten, torch.unflatten, torch.reshape, torch.permute, torch.transpose),
     *(torch.squeeze, torch.unsqueeze, torch.mean, torch.sum, torch.narrow, torch.select),
-    *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select),
+    *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
     *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.fold, F.unfold, torch.channel_shuffle),
     *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
@@ -156,6 +156,8 @@ def check_supported(
 ) -> None:
     """Raise one error that lists every node no spiking network can compute.
 
+    A network that returns anything but one tensor is refused, too.
+
     Args:
         gm: a standardized graph.
         x: example input ``[N, ...]``.
@@ -174,6 +176,12 @@ def check_supported(
     """
     values = record(gm, x)
     dynamic = depends_on_input(gm)
+    output = values[next(iter(reversed(gm.graph.nodes)))]
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the network must return one tensor, it returned {type(output).__name__}; wrap it in "
+            "a module that returns the output to be converted"
+        )
     problems = list(known.values())
     for node in gm.graph.nodes:
         if node not in known and (problem := _problem(gm, node, values, dynamic)):
@@ -258,12 +266,20 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
         >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
     """
-    expected, got = evaluate(model, x), gm(x.clone())
-    if not isinstance(expected, Tensor):
-        raise ValueError(
-            f"the network must return one tensor, it returned {type(expected).__name__}; wrap it in "
-            "a module that returns the output to be converted"
-        )
+    for expected, got in zip(_tensors(evaluate(model, x)), _tensors(gm(x.clone())), strict=True):
+        _check_same(got, expected, tolerance)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors that a network returns, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _check_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
     if not expected.isfinite().all():
         raise ValueError("the network's output has NaN or infinite values; check weights and input")
     if expected.shape != got.shape or not _close(got, expected, tolerance):

@@ -287,13 +287,13 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     problems: dict[fx.Node, str] = {}
     moving = depends_on_input(gm)
     for node in list(gm.graph.nodes):
-        if node not in moving:  # of parameters, which do not fire
-            continue
+        replacement = None
         try:
             replacement = _replacement(gm, node, values)
         except Unsupported as error:
-            problems[node] = f"{node.name} ({describe(gm, node)}): {error}"
-            continue
+            if node in moving:  # of parameters anything may be computed
+                problems[node] = f"{node.name} ({describe(gm, node)}): {error}"
+                continue
         if replacement is not None:
             _replace(gm, node, replacement, values)
         else:
@@ -362,8 +362,10 @@ def _write_as_method(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, An
         return
     if name == "zeros":
         x = next(n for n in gm.graph.nodes if n.op == "placeholder")
-        size = node.args or (node.kwargs["size"],)
-        node.args, node.kwargs, name = (x, *size), {"dtype": values[node].dtype}, "new_zeros"
+        size, dtype = node.args or (node.kwargs["size"],), node.kwargs.get("dtype")
+        if not isinstance(dtype, fx.Node) and values[node].dtype != values[x].dtype:
+            dtype = values[node].dtype
+        node.args, node.kwargs, name = (x, *size), {"dtype": dtype}, "new_zeros"
     elif not node.args:  # called as reshape(input=x, ...)
         kwargs = dict(node.kwargs)
         node.args, node.kwargs = (kwargs.pop("input"),), kwargs

@@ -39,10 +39,7 @@ class _Tracer(fx.Tracer):
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose weights are plain parameters, without parametrizations or hooks.
-
-    Hooks that only look on are not needed in a copy; one that changes a value makes it another
-    network, which :func:`~sj_burst.graph.check.check_equal` finds.
+    """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
 
     Raises:
         ValueError: if the network cannot be copied, or computes a weight in a hook.
@@ -60,12 +57,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
             _drop_parametrizations(module)
         if isinstance(vars(module).get("weight"), Tensor):  # neither a parameter nor a buffer
             raise ValueError(f"{name or 'the network'} computes its weight in a hook{remedy}")
-        for kind in _HOOKS:
-            getattr(module, kind).clear()
     return model
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _drop_parametrizations(module: Any) -> None:
@@ -82,6 +74,9 @@ def _drop_parametrizations(module: Any) -> None:
 
 def trace(model: nn.Module) -> fx.GraphModule:
     """Trace a deep copy of ``model`` in eval mode; arguments with defaults keep their defaults.
+
+    What hooks of containers do is traced. The modules of the graph have none: those that only look on
+    stay with the model, and :func:`~sj_burst.graph.check.check_equal` finds those that change a value.
 
     Raises:
         ValueError: if the forward cannot be traced, or takes more than one input.
@@ -111,6 +106,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced ({error}); its forward must not branch on "
             "tensor values: move such code out of forward, or convert the part after it"
         ) from error
+    for module in tracer.root.modules():
+        for kind in _HOOKS:
+            getattr(module, kind).clear()
     for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
         _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
     return fx.GraphModule(tracer.root, graph)
@@ -151,6 +149,9 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
         _erase_with_users(graph, user)
@@ -180,7 +181,7 @@ def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
 def source_line(node: fx.Node) -> str:
     """Where the user's code made this node, as ``file:line``, or an empty string."""
     frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-    frames = [(file, line) for file, line in frames if "/torch/" not in file.replace(os.sep, "/")]
+    frames = [f for f in frames if "/torch/" not in f[0].replace(os.sep, "/") and f[0] != __file__]
     return f"{os.path.basename(frames[-1][0])}:{frames[-1][1]}" if frames else ""
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checks import check_count, check_network, check_positive, check_range
+from ..simulate import share_right
 from .rate_norm import RateNorm, lock_max, rate_norms, share_scale
-from .run import Run, Writer, check_target, labelled, step
+from .run import Run, Writer, fitting, labelled, step
 
 __all__ = [
     "Candidate",
@@ -153,18 +154,17 @@ def evaluate_rates(
         >>> accuracy, [round(o, 3) for o in omegas]
         (1.0, [1.0, 1.0])
     """
-    correct = samples = 0
+    correct, samples = 0.0, 0
     sums: Any = 0.0  # Σ r and Σ r² of each layer
     with record_rates(model) as rates:
         for x, target in labelled(loader, "val_loader", device):
             rates.clear()
             logits = model(x)
-            check_target(logits, target)
-            correct += int((logits.argmax(1) == target).sum())
-            samples += len(x)
+            right, known = share_right(logits, fitting(target, logits))
+            correct, samples = correct + right.sum().item(), samples + int(known.sum())
             layers = [rate.double() for rate in (*rates, output_rate(logits))]
             sums = sums + torch.stack([torch.stack([r.sum(), r.square().sum()]) for r in layers])
-    return correct / samples, (sums[:, 0] / (sums[:, 1] + EPSILON)).tolist()
+    return correct / max(samples, 1), (sums[:, 0] / (sums[:, 1] + EPSILON)).tolist()
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,7 @@ def train_rates(
         pairs = labelled(loader, "loader", device)
         for x, target in tqdm(pairs, f"train {epoch + 1}/{epochs}", disable=not progress, leave=False):
             out = net(x)
-            check_target(out, target)
-            losses.append(step(F.cross_entropy(out, target), optimizer))
+            losses.append(step(F.cross_entropy(out, fitting(target, out)), optimizer))
         if writer is not None:
             writer.add_scalar("stage1/loss", sum(losses) / len(losses), epoch + 1)
         run.save(epoch + 1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import read_whole, write_atomically
-from ..loader import batches, check_labels, check_loader
+from ..loader import IGNORED, batches, check_labels, check_loader
 
-__all__ = ["Run", "Writer", "check_target", "labelled", "step"]
+__all__ = ["Run", "Writer", "fitting", "labelled", "step"]
 
 FORMAT = 1
 
@@ -41,8 +41,8 @@ def labelled(
         yield x.to(device), target.to(device).long()
 
 
-def check_target(out: Tensor, target: Tensor) -> None:
-    """Raise unless class scores ``[N, C, ...]`` and labels ``[N, ...]`` belong together.
+def fitting(target: Tensor, out: Tensor) -> Tensor:
+    """Labels ``[N, ...]`` for scores ``[N, C, ...]``, with −100 for pixels of no class.
 
     Raises:
         ValueError: names both shapes, or the range of labels.
@@ -53,6 +53,7 @@ def check_target(out: Tensor, target: Tensor) -> None:
             "return class scores [N, C, ...] and the loader yield labels [N, ...]"
         )
     check_labels(target, out.shape[1])
+    return target.where((target >= 0) & (target < out.shape[1]), IGNORED)
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:

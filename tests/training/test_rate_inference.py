@@ -262,6 +262,20 @@ def test_foreign_checkpoints_are_refused(tmp_path):
         train_threshold_scale(net, net, data, data, epochs=1, **options)
 
 
+def test_labels_of_no_class_do_not_count():
+    net, (x, y) = network(), next(iter(loader()))
+    y = net.eval()(x).argmax(1)
+    y[:2] = -100
+    assert evaluate_rates(net, [(x, y)])[0] == 1
+    train_rates(net, [(x, y)], epochs=1, progress=False)
+    pixels = nn.Sequential(nn.Conv2d(2, 4, 1), RateNorm(), nn.Conv2d(4, 3, 1)).eval()
+    x = torch.randn(4, 2, 6, 6)
+    y = pixels(x).argmax(1)
+    y[:, 0] = 255
+    assert evaluate_rates(pixels, [(x, y)])[0] == 1
+    train_rates(pixels, [(x, y)], epochs=1, progress=False)
+
+
 def test_bad_arguments():
     net, data = network(), loader()
     with pytest.raises(ValueError, match="epochs"):
@@ -283,7 +297,7 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=message):
             evaluate_rates(net, [(x, labels)])
     train_rates(net, [(x, y.int())], epochs=1, progress=False)
-    with pytest.raises(ValueError, match="momentum must be a number"):
+    with pytest.raises(ValueError, match="momentum must be a plain"):
         train_rates(net, data, momentum=2)
     with pytest.raises(TypeError, match="teacher must be a network"):
         train_threshold_scale(net, None, data, data)
