@@ -42,19 +42,23 @@ def main(folder: str) -> None:
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.save(run(rank, world), Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()  # gloo aborts a process whose peer leaves first
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.test_distributed", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=HERE.parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    for _ in range(2):  # a process was seen to abort (SIGABRT), once in dozens of runs
+        done = subprocess.run(
+            [*torchrun, "-m", "tests.test_distributed", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            cwd=HERE.parent,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stderr[-2000:]
     alone = run(0, 1)
     for rank in (0, 1):
