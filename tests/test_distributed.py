@@ -57,9 +57,10 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             timeout=300,
         )
-        if done.returncode == 0:
+        if "SIGABRT" not in done.stderr:
             break
-    assert done.returncode == 0, done.stderr[-2000:]
+        print(done.stderr)  # what pytest shows should the second try fail, too
+    assert done.returncode == 0, done.stderr
     alone = run(0, 1)
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
