@@ -27,19 +27,22 @@ Build
       :mod:`sj_burst.functional`.
 """
 
-from . import plot, training
-from .backends import set_backend
-from .checkpoint import load, save
-from .early_exit import fit_early_exit
-from .energy import synops
-from .graph import standardize
-from .graph.network import SpikingNetwork
-from .inactivated import inactivated_share
-from .neuron import BurstIFNode
-from .recipe import PRESETS, BurstRecipe, Options
-from .recommend import recommend
-from .report import Report, report
-from .simulate import SimulationResult, simulate
+from . import training
+from .analysis import plot
+from .analysis.inactivated import inactivated_share
+from .analysis.recommend import recommend
+from .analysis.report import Report, report
+from .backends.dispatch import set_backend
+from .conversion.checkpoint import load, save
+from .conversion.recipe import BurstRecipe, convert
+from .graph.standardize import standardize
+from .modules.neuron import BurstIFNode
+from .network import SpikingNetwork
+from .options import PRESETS, Options
+from .simulation.early_exit import fit_early_exit
+from .simulation.result import SimulationResult
+from .simulation.simulate import simulate
+from .simulation.synops import synops
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "Report",
     "SimulationResult",
     "SpikingNetwork",
+    "convert",
     "fit_early_exit",
     "inactivated_share",
     "load",

@@ -16,6 +16,7 @@ __all__ = [
     "gated_pool_step",
     "li_pool_multi_step",
     "li_pool_step",
+    "needs_grad",
     "per_channel",
 ]
 

@@ -1,11 +1,12 @@
+import functools
+
 import hypothesis
 import matplotlib
 import pytest
 import torch
-from spikingjelly.activation_based import ann2snn
 from spikingjelly.logger import logger
 
-from sj_burst import BurstRecipe
+import sj_burst
 
 matplotlib.use("Agg")
 logger.remove()
@@ -21,10 +22,5 @@ def seed():
 
 @pytest.fixture
 def convert():
-    """Convert with SpikingJelly's converter."""
-
-    def run(ann, batches, **options):
-        recipe = BurstRecipe(batches, progress=False, **options)
-        return ann2snn.Converter(recipe).convert(ann)
-
-    return run
+    """Convert without progress bars."""
+    return functools.partial(sj_burst.convert, progress=False)

@@ -31,7 +31,7 @@ def main() -> None:
     recipes = {
         "SpikingJelly, max": ann2snn.RateCodingRecipe(calibration, mode="max"),
         "SpikingJelly, 99.9%": ann2snn.RateCodingRecipe(calibration, mode="99.9%"),
-        "published burst, Γ=5": sj_burst.BurstRecipe.preset("burst", calibration),
+        "published burst, Γ=5": sj_burst.BurstRecipe(calibration, sj_burst.Options.preset("burst")),
         "sj_burst, Γ=1": sj_burst.BurstRecipe(calibration, max_spikes=1),
         f"sj_burst, Γ={args.max_spikes}": sj_burst.BurstRecipe(
             calibration, time_steps=4, max_spikes=args.max_spikes

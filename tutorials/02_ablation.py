@@ -10,7 +10,6 @@ figures/02_ablation.png.
 
 from common import accuracy, batched, fashion_mnist, parser, print_table, quickstart_network, save
 from matplotlib import pyplot
-from spikingjelly.activation_based import ann2snn
 
 import sj_burst
 
@@ -44,10 +43,8 @@ def main() -> None:
     results = {}
     for label, addition in additions:
         options |= addition
-        recipe = sj_burst.BurstRecipe.preset(
-            "diehl2015", calibration, time_steps=args.fit_steps, **options
-        )
-        snn = ann2snn.Converter(recipe, device=args.device).convert(ann)
+        setting = sj_burst.Options.preset("diehl2015", time_steps=args.fit_steps, **options)
+        snn = sj_burst.convert(ann, calibration, setting, device=args.device)
         results[label] = sj_burst.simulate(snn, test, args.time_steps)
     print_table({label: r.accuracy for label, r in results.items()}, "accuracy (%)")
     print()

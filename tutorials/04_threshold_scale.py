@@ -27,14 +27,14 @@ from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
 import sj_burst
-from sj_burst.training import (
-    QCFS,
+from sj_burst.training.qcfs import QCFS
+from sj_burst.training.rate_inference import (
     Candidate,
     evaluate_rates,
-    replace_relu,
     train_rates,
     train_threshold_scale,
 )
+from sj_burst.training.rate_norm import replace_relu
 
 
 def spread(candidates: list[Candidate], count: int) -> list[Candidate]:
@@ -106,7 +106,7 @@ def main() -> None:
     for label, state in networks.items():
         net = copy.deepcopy(net)
         net.load_state_dict(state)
-        recipe = sj_burst.BurstRecipe.preset("rnl", calibration)
+        recipe = sj_burst.BurstRecipe(calibration, sj_burst.Options.preset("rnl"))
         results[label] = run(net, recipe, test, args)
         limit = accuracy(net, test, args.device)
         steps = steps_to(0.99 * limit, results[label].accuracy)

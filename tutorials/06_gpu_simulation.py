@@ -22,7 +22,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor
 
 import sj_burst
-from sj_burst.backends import INSTALLED
+from sj_burst.backends.dispatch import INSTALLED
 
 NETWORKS = {"small": (small_vgg, (1, 28, 28)), "vgg16": (vgg16, (3, 32, 32))}
 
@@ -69,7 +69,7 @@ def main() -> None:
 
     def ours(x: Tensor) -> Tensor:
         reset_net(snn)
-        return snn.hold(x, args.time_steps)
+        return snn.run(x, args.time_steps)
 
     def theirs(x: Tensor) -> Tensor:
         reset_net(rate_coding)

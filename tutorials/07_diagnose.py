@@ -11,7 +11,6 @@ before and after into figures/07_diagnose.png, and the neurons of one layer into
 
 from common import accuracy, batched, fashion_mnist, parser, quickstart_network, save
 from matplotlib import pyplot
-from spikingjelly.activation_based import ann2snn
 
 import sj_burst
 
@@ -31,11 +30,10 @@ def main() -> None:
     print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {args.test_images} test images\n")
 
     # The oldest setting: the maximum as threshold, v(0) = 0, max-pooling of spikes, Γ = 1.
-    options = sj_burst.PRESETS["diehl2015"] | {"time_steps": args.time_steps}
+    options = sj_burst.Options.preset("diehl2015", time_steps=args.time_steps)
     steps = []
     while True:
-        recipe = sj_burst.BurstRecipe(calibration, progress=False, **options)
-        snn = ann2snn.Converter(recipe, device=args.device).convert(ann)
+        snn = sj_burst.convert(ann, calibration, options, device=args.device, progress=False)
         report = sj_burst.report(snn, ann, diagnosis)
         result = sj_burst.simulate(snn, test, args.time_steps, progress=False)
         score = 100 * result.accuracy[-1].item()
@@ -47,7 +45,7 @@ def main() -> None:
         print(f"T={args.time_steps}: {score:.1f} %, output error {100 * report.output_error:.1f} %")
         if not advice:
             break
-        options[advice[0].option] = advice[0].value
+        options = options.changed(**{advice[0].option: advice[0].value})
         print(f"  {advice[0]}")
 
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")

@@ -57,9 +57,9 @@ def _ours(label: str, **options: Any) -> Setting:
 
 def _preset(name: str, fitted: bool) -> Setting:
     def recipe(loader: Any, steps: int) -> sj_burst.BurstRecipe:
-        return sj_burst.BurstRecipe.preset(name, loader, time_steps=steps)
+        return sj_burst.BurstRecipe(loader, sj_burst.Options.preset(name, time_steps=steps))
 
-    return Setting(f"preset {name}", sj_burst.PRESETS[name]["max_spikes"], recipe, fitted)
+    return Setting(f"preset {name}", sj_burst.PRESETS[name].max_spikes, recipe, fitted)
 
 
 def _spikingjelly(label: str, **options: Any) -> Setting:

@@ -112,7 +112,7 @@ def main() -> None:
     print("ANN: pixel accuracy {:.1f} %, mIoU {:.1f} %".format(*ann_scores))
 
     recipes = {
-        "published burst, Γ=5": sj_burst.BurstRecipe.preset("burst", calibration),
+        "published burst, Γ=5": sj_burst.BurstRecipe(calibration, sj_burst.Options.preset("burst")),
         "sj_burst, Γ=1": sj_burst.BurstRecipe(calibration, max_spikes=1),
         "sj_burst, Γ=4": sj_burst.BurstRecipe(calibration, max_spikes=4),
     }

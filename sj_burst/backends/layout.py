@@ -171,3 +171,13 @@ def _pair(value: int | tuple[int, ...], neutral: int, images: bool) -> tuple[int
     if isinstance(value, int):
         return (value, value) if images else (neutral, value)
     return tuple(value) if images else (neutral, *value)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of membrane potentials and totals for an input of ``dtype``.
+
+    Example:
+        >>> state_dtype(torch.float16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32

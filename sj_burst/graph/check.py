@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..bounded import BoundedActivation
-from ..pooling import MAX_POOLS
-from .trace import (
-    depends_on_input,
-    describe,
-    is_module,
-    record,
-    source_line,
-    unsupported_message,
-)
+from ..modules.bounded import BoundedActivation
+from ..modules.pooling import MAX_POOLS
+from ..utils.inference import evaluate
+from .evaluate import depends_on_input, record
+from .trace import describe, is_module, source_line, unsupported_message
 
 __all__ = ["check_batch_independent", "check_equal", "check_supported"]
 
@@ -167,7 +162,7 @@ def check_supported(
         ValueError: names each node, its type, its source line and what to do instead.
 
     Example:
-        >>> from sj_burst.graph import standardize
+        >>> from sj_burst import standardize
         >>> x = torch.rand(2, 3)
         >>> check_supported(standardize(nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), x), x)
         Traceback (most recent call last):
@@ -207,7 +202,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         ValueError: names the first operator that fails.
 
     Example:
-        >>> from sj_burst.graph import standardize
+        >>> from sj_burst import standardize
         >>> class Centre(nn.Module):
         ...     def forward(self, x):
         ...         return x - x.mean(0)
@@ -262,7 +257,7 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         ValueError: with the relative difference.
 
     Example:
-        >>> from sj_burst.graph import standardize
+        >>> from sj_burst import standardize
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
         >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
     """
@@ -289,17 +284,6 @@ def _check_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
             "causes are an in-place operation on a tensor that is read again (write x = x + y), and a "
             "hook that changes a value (move it into forward)"
         )
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor) -> Any:
-    """Output of ``model`` in eval mode; the training flags of its modules are put back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        return model.eval()(x.clone())  # the forward may write into its input
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
-from .trace import call_sites, is_module, record
+from .evaluate import record
+from .trace import call_sites, is_module
 
 __all__ = ["fuse", "unfused"]
 
@@ -35,7 +36,7 @@ def fuse(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
         The same graph module.
 
     Example:
-        >>> from sj_burst.graph import standardize
+        >>> from sj_burst import standardize
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
         >>> x = torch.rand(2, 1, 5, 5)
         >>> [name for name, _ in fuse(standardize(net, x), x).named_children()]

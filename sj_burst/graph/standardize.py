@@ -10,18 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..bounded import BoundedActivation
-from ..pooling import MAX_POOLS
+from ..modules.bounded import BoundedActivation
+from ..modules.pooling import MAX_POOLS
 from .check import check_equal
-from .trace import (
-    TAKE_SIZES,
-    call_sites,
-    depends_on_input,
-    describe,
-    record,
-    trace,
-    unsupported_message,
-)
+from .evaluate import depends_on_input, record
+from .trace import TAKE_SIZES, call_sites, describe, trace, unsupported_message
 
 __all__ = ["Unsupported", "rewrite", "rewrite_all", "standardize"]
 

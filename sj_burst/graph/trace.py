@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from ..bounded import BoundedActivation
+from ..modules.bounded import BoundedActivation
+from .evaluate import depends_on_input
 
 __all__ = [
     "TAKE_SIZES",
     "activation_names",
     "call_sites",
-    "depends_on_input",
+    "copy_with_plain_weights",
     "describe",
     "is_module",
-    "plain_copy",
-    "record",
     "source_line",
     "trace",
     "unsupported_message",
@@ -38,7 +37,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, BoundedActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
+def copy_with_plain_weights(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
 
     Raises:
@@ -81,7 +80,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: if the forward cannot be traced, or takes more than one input.
     """
-    model = plain_copy(model)
+    model = copy_with_plain_weights(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("a TorchScript module cannot be traced; pass the network it was made from")
     parameters = list(inspect.signature(model.forward).parameters.values())
@@ -158,26 +157,6 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-class _Recorder(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm, garbage_collect_values=False)
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        # In-place operators may overwrite what an earlier node returned.
-        self.values[n] = value.clone() if isinstance(value, Tensor) else value
-        return value
-
-
-@torch.no_grad()
-def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
-    """Value of every node for the input ``x``."""
-    recorder = _Recorder(gm)
-    recorder.run(x.clone())  # the forward may write into its input
-    return recorder.values
-
-
 def source_line(node: fx.Node) -> str:
     """Where the user's code made this node, as ``file:line``, or an empty string."""
     frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
@@ -188,15 +167,6 @@ def source_line(node: fx.Node) -> str:
 def is_module(gm: fx.GraphModule, node: fx.Node, kinds: Any) -> bool:
     """Whether ``node`` calls a module of one of these types."""
     return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), kinds)
-
-
-def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:
-    """Nodes whose value depends on the network's input."""
-    found: set[fx.Node] = set()
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" or found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def call_sites(gm: fx.GraphModule, target: object) -> int:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..bounded import BoundedActivation
-from ..checks import check_positive
+from ..modules.bounded import BoundedActivation
+from ..utils.checks import check_positive
 
 __all__ = ["QCFS"]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_count, check_network, check_positive, check_range
-from ..simulate import share_right
+from ..utils.checks import check_count, check_network, check_positive, check_range
+from ..utils.labels import correct_share
 from .rate_norm import RateNorm, lock_max, rate_norms, share_scale
 from .run import Run, Writer, fitting, labelled, step
 
@@ -160,7 +160,7 @@ def evaluate_rates(
         for x, target in labelled(loader, "val_loader", device):
             rates.clear()
             logits = model(x)
-            right, known = share_right(logits, fitting(target, logits))
+            right, known = correct_share(logits, fitting(target, logits))
             correct, samples = correct + right.sum().item(), samples + int(known.sum())
             layers = [rate.double() for rate in (*rates, output_rate(logits))]
             sums = sums + torch.stack([torch.stack([r.sum(), r.square().sum()]) for r in layers])

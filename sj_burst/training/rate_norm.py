@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..bounded import BoundedActivation
-from ..checks import check_network, check_range
 from ..graph.standardize import standardize
+from ..modules.bounded import BoundedActivation
+from ..utils.checks import check_network, check_range
 
 __all__ = ["RateNorm", "lock_max", "rate_norms", "replace_relu", "share_scale"]
 

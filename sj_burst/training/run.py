@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import read_whole, write_atomically
-from ..loader import IGNORED, batches, check_labels, check_loader
+from ..utils.files import read_whole, write_atomically
+from ..utils.labels import IGNORED, check_labels
+from ..utils.loader import batches, check_loader
 
 __all__ = ["Run", "Writer", "fitting", "labelled", "step"]
 

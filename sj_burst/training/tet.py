@@ -12,9 +12,9 @@ from spikingjelly.activation_based.functional import reset_net, set_step_mode
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_count, check_positive, check_range
-from ..graph.network import SpikingNetwork
-from ..loader import check_labels
+from ..network import SpikingNetwork
+from ..utils.checks import check_count, check_positive, check_range
+from ..utils.labels import check_labels
 from .run import Run, Writer, labelled, step
 
 __all__ = ["finetune", "tet_loss"]
@@ -51,7 +51,7 @@ def tet_loss(out_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.
     if out_seq.dim() != 3 or out_seq.shape[1:2] != target.shape:
         raise ValueError(
             f"out_seq must be [T, N, C] and target [N], got {tuple(out_seq.shape)} and "
-            f"{tuple(target.shape)}; a network in step mode 'm', or snn.hold(x, T), gives such outputs"
+            f"{tuple(target.shape)}; a network in step mode 'm', or snn.run(x, T), gives such outputs"
         )
     check_labels(target, out_seq.shape[2])
     entropy = F.cross_entropy(out_seq.flatten(0, 1), target.repeat(len(out_seq)))
@@ -123,11 +123,10 @@ def finetune(
     Source: Deng et al., ICLR 2022.
 
     Example:
-        >>> from spikingjelly.activation_based import ann2snn
-        >>> from sj_burst import BurstRecipe
+        >>> from sj_burst import convert
         >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> data = [(torch.rand(16, 3), torch.randint(2, (16,)))]
-        >>> snn = ann2snn.Converter(BurstRecipe(data, max_spikes=1, progress=False)).convert(ann)
+        >>> snn = convert(ann, data, max_spikes=1, progress=False)
         >>> tuned = finetune(snn, data, time_steps=2, progress=False)
         >>> torch.equal(tuned.graph.get_submodule("0").weight, snn.graph.get_submodule("0").weight)
         False
@@ -185,5 +184,5 @@ def _check_sound(net: SpikingNetwork) -> None:
 def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Tensor:
     """Logits at every step for an input that is held, ``[T, N, C]``."""
     if step_mode == "m":
-        return net.hold(x, time_steps)
+        return net.run(x, time_steps)
     return torch.stack([net(x) for _ in range(time_steps)])

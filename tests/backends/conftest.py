@@ -2,8 +2,8 @@ import host_shim
 import pytest
 import torch
 
-from sj_burst import backends
-from sj_burst.backends import cupy
+from sj_burst.backends import dispatch as backends
+from sj_burst.backends.cuda import operators as cupy
 
 
 @pytest.fixture

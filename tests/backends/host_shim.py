@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sj_burst.backends import cupy
+from sj_burst.backends.cuda import operators as cupy
 
 COMPILER = shutil.which("g++")
 BLOCKS = 3  # fewer threads than neurons, so that the kernels have to loop

@@ -17,9 +17,10 @@ from spikingjelly.activation_based import base, neuron, surrogate
 from torch import nn
 
 from sj_burst import BurstIFNode, functional, set_backend
-from sj_burst.backends import INSTALLED, cupy
+from sj_burst.backends.cuda import operators as cupy
+from sj_burst.backends.dispatch import INSTALLED
 from sj_burst.functional import per_channel
-from sj_burst.pooling import LIMaxPool2d
+from sj_burst.modules.pooling import LIMaxPool2d
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,9 +17,9 @@ from spikingjelly.activation_based import surrogate
 from torch import nn
 
 from sj_burst import BurstIFNode, functional
-from sj_burst.backends import cupy
+from sj_burst.backends.cuda import operators as cupy
 from sj_burst.functional import per_channel
-from sj_burst.pooling import LIMaxPool2d
+from sj_burst.modules.pooling import LIMaxPool2d
 
 pytestmark = pytest.mark.usefixtures("on_host")
 BOOLS = (False, True)

@@ -21,7 +21,7 @@ from torch import nn
 
 from sj_burst import BurstIFNode, functional
 
-numba_backend = pytest.importorskip("sj_burst.backends.numba")
+numba_backend = pytest.importorskip("sj_burst.backends.cpu")
 BOOLS = (False, True)
 
 
@@ -116,7 +116,7 @@ def test_calls_from_several_threads():
 
 _FORK = """
 import multiprocessing, torch
-from sj_burst.backends import numba
+from sj_burst.backends import cpu as numba
 
 numba.GRAIN = 1
 torch.set_num_threads(2)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sj_burst.backends import cupy
+from sj_burst.backends.cuda import operators as cupy
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)
 

@@ -10,8 +10,9 @@ from spikingjelly.activation_based import functional as sj_functional
 from torch import nn
 
 import sj_burst
-from sj_burst import BurstIFNode, BurstRecipe, backends, set_backend, simulate
-from sj_burst.pooling import GatedMaxPool2d, LIAdaptiveMaxPool2d, LIMaxPool2d, LIMaxPool3d
+from sj_burst import BurstIFNode, BurstRecipe, set_backend, simulate
+from sj_burst.backends import dispatch as backends
+from sj_burst.modules.pooling import GatedMaxPool2d, LIAdaptiveMaxPool2d, LIMaxPool2d, LIMaxPool3d
 
 
 def network() -> nn.Sequential:

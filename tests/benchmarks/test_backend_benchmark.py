@@ -19,8 +19,9 @@ from spikingjelly.activation_based import ann2snn
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
-from sj_burst import BurstRecipe, backends, set_backend
-from sj_burst.pooling import LIMaxPool2d
+from sj_burst import BurstRecipe, set_backend
+from sj_burst.backends import dispatch as backends
+from sj_burst.modules.pooling import LIMaxPool2d
 
 COMMAND = "pytest -o addopts= tests/benchmarks/test_backend_benchmark.py"
 RECORD = Path(__file__).parents[2] / "figures" / "backend_benchmark.json"
@@ -102,7 +103,7 @@ def test_numba_is_faster_in_a_whole_network():
         set_backend(snn, backend)
         reset_net(snn)
         with torch.no_grad():
-            snn.hold(x, 8)
+            snn.run(x, 8)
 
     seconds = alternating_medians({b: lambda b=b: run(b) for b in CPU_BACKENDS})
     print(seconds, f"ratio {seconds['torch'] / seconds['numba']:.2f}")
@@ -141,7 +142,7 @@ def test_vgg16_on_gpu():
     def run_ours(backend: str) -> None:
         set_backend(ours, backend)
         reset_net(ours)
-        ours.hold(x, steps)
+        ours.run(x, steps)
 
     def run_theirs() -> None:
         reset_net(theirs)

@@ -19,8 +19,9 @@ from networks import CifarResNet, small_vgg, without_padding
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
-from sj_burst import BurstRecipe, backends, set_backend, simulate, standardize
-from sj_burst.graph import fuse
+from sj_burst import BurstRecipe, set_backend, simulate, standardize
+from sj_burst.backends import dispatch as backends
+from sj_burst.graph.fuse import fuse
 
 NETWORKS = {"vgg": (small_vgg, (1, 28, 28)), "resnet20": (CifarResNet, (3, 32, 32))}
 STEPS_TRIED = 64

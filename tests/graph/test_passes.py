@@ -8,14 +8,9 @@ from networks import CifarResNet
 from torch import nn
 from torch.nn.utils import prune
 
-from sj_burst.graph import (
-    check_batch_independent,
-    check_equal,
-    check_supported,
-    fuse,
-    standardize,
-)
-from sj_burst.graph.fuse import unfused
+from sj_burst import standardize
+from sj_burst.graph.check import check_batch_independent, check_equal, check_supported
+from sj_burst.graph.fuse import fuse, unfused
 from sj_burst.graph.trace import activation_names
 from tests.networks import randomize_batch_norm
 

@@ -1,7 +1,8 @@
 import torch
 from torch import nn
 
-from sj_burst.training import QCFS, RateNorm, replace_relu, share_scale
+from sj_burst.training.qcfs import QCFS
+from sj_burst.training.rate_norm import RateNorm, replace_relu, share_scale
 from tests.networks import vgg
 
 X = torch.rand(8, 2, 8, 8, generator=torch.Generator().manual_seed(1))

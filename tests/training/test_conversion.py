@@ -8,10 +8,12 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from sj_burst import BurstRecipe, inactivated_share, load, save
-from sj_burst.bounded import BoundedActivation
-from sj_burst.compare import layer_rates
-from sj_burst.neuron import neurons
-from sj_burst.training import QCFS, RateNorm, replace_relu
+from sj_burst.analysis.layers import layer_rates
+from sj_burst.modules.bounded import BoundedActivation
+from sj_burst.modules.neuron import neurons
+from sj_burst.options import Options
+from sj_burst.training.qcfs import QCFS
+from sj_burst.training.rate_norm import RateNorm, replace_relu
 from tests.networks import resnet
 from tests.training.networks import X, qcfs_vgg, rate_norm_vgg
 
@@ -47,7 +49,7 @@ def test_it_converges_to_the_clipped_network(convert, max_spikes):
     ann = rate_norm_vgg()
     assert not torch.allclose(ann(X), rate_free(ann)(X), rtol=1e-2)  # the clips matter
     snn = convert(ann, [X], threshold="trained", max_spikes=max_spikes, calibration="none")
-    out = snn.hold(X, 512).mean(0)
+    out = snn.run(X, 512).mean(0)
     assert (out - ann(X)).norm() < 0.01 * ann(X).norm()
 
 
@@ -68,7 +70,7 @@ def test_one_step_of_bursts_is_exactly_qcfs(convert, levels, network):
         ann = replace_relu(resnet(), lambda: QCFS(levels, bound=2.0), example=x[:2].float())
     ann = ann.double()
     snn = convert(ann, [x], threshold="trained", potential="half", max_spikes=levels, calibration="none")
-    assert torch.allclose(snn.hold(x, 1)[0], ann(x))
+    assert torch.allclose(snn.run(x, 1)[0], ann(x))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -107,9 +109,9 @@ def test_the_rest_of_the_package_takes_such_networks(convert, network, tmp_path)
     assert all(torch.equal(v, state[k]) for k, v in ann.state_dict().items())
     save(snn, tmp_path / "snn.pt")
     again = load(tmp_path / "snn.pt", network())
-    expected = snn.hold(X, 3)
+    expected = snn.run(X, 3)
     functional.reset_net(snn)
-    assert torch.equal(expected, again.hold(X, 3))
+    assert torch.equal(expected, again.run(X, 3))
     assert list(inactivated_share(snn, ann, [X], 4)) == list(bounds(ann))
     for rate, activation in next(layer_rates(snn, ann, [X], 64)).values():
         if network is rate_norm_vgg:
@@ -141,7 +143,7 @@ def test_plain_relus_and_useless_bounds_are_refused(convert):
 
 
 def test_the_preset(convert):
-    recipe = BurstRecipe.preset("rnl", [X])
+    recipe = BurstRecipe([X], Options.preset("rnl"))
     assert recipe.options.threshold == "trained"
 
 

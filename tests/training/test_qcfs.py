@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_burst.training import QCFS
+from sj_burst.training.qcfs import QCFS
 
 
 @given(

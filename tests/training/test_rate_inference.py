@@ -6,20 +6,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sj_burst.training import (
+from sj_burst.training.rate_inference import (
     Candidate,
-    RateNorm,
+    _student,
     evaluate_rates,
     non_dominated,
     omega,
     rate_inference_loss,
-    rate_norms,
     record_rates,
-    share_scale,
     train_rates,
     train_threshold_scale,
 )
-from sj_burst.training.rate_inference import _student
+from sj_burst.training.rate_norm import RateNorm, rate_norms, share_scale
 
 
 def network(seed=0):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sj_burst.training import RateNorm, lock_max, rate_norms, replace_relu, share_scale
+from sj_burst.training.rate_norm import RateNorm, lock_max, rate_norms, replace_relu, share_scale
 from tests.networks import resnet, vgg
 
 

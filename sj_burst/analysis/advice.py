@@ -1,0 +1,140 @@
+"""Which option would mend what a layer lost."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..options import Options
+from .layer_report import PARTS, LayerReport
+
+__all__ = ["Advice", "advise"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """An option to change, its new value, and why.
+
+    Attributes:
+        part: which of ``PARTS`` it addresses.
+        layer: where that part is largest.
+        option: name of an option of the recipe.
+        value: what to set it to.
+        reason: in words.
+    """
+
+    part: str
+    layer: str
+    option: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value!r}: {self.reason}"
+
+
+_OWN = PARTS[1:]  # what a layer adds itself
+_LEAST_SHARE = 0.1  # of what all layers add themselves; smaller causes get no advice
+
+
+_LEAST_ERROR = 1e-3  # mean over layers of the squared error below which nothing needs mending
+
+
+def advise(layers: list[LayerReport], options: Options, time_steps: int) -> list[Advice]:
+    """One remedy for each cause that matters; what costs spikes or steps comes last."""
+    sums = {part: sum(max(layer.parts[part], 0.0) for layer in layers) for part in PARTS}
+    own = sum(sums[part] for part in _OWN)
+    wanted = [part for part in _OWN if sums[part] >= _LEAST_SHARE * own and sums[part] > 0]
+    wanted.sort(key=lambda part: -sums[part])
+    if sums["propagated"] >= _LEAST_SHARE * (own + sums["propagated"]) > 0:
+        wanted.append("propagated")
+    advice: list[Advice] = []
+    for part in wanted:
+        if sums[part] < _LEAST_ERROR * len(layers):
+            continue
+        worst = max(layers, key=lambda layer: layer.parts[part])
+        remedy = next(_REMEDIES[part](options, worst, time_steps), None)
+        # An option that a larger cause asks for already helps this one too.
+        if remedy is not None and remedy[0] not in [given.option for given in advice]:
+            option, value, reason = remedy
+            where = f"{reason} ({part} error, largest in {worst.name!r})"
+            advice.append(Advice(part, worst.name, option, value, where))
+    return sorted(advice, key=lambda given: given.option in ("max_spikes", "time_steps"))
+
+
+_Remedy = tuple[str, Any, str]
+
+
+def _for_clipping(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.threshold != "trained":
+        yield from _fitted_threshold(options, "activations above Γθ are cut off")
+    yield from _more_spikes(options, layer, "a larger Γ lifts the ceiling Γθ")
+    yield from _more_steps(time_steps)
+
+
+def _for_residual(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.potential == "zero":
+        yield "potential", "half", "v(0)=θ/2 rounds where v(0)=0 always rounds down"
+    yield from _fitted_threshold(options, "the threshold is coarser than these T and Γ need")
+    if not options.channel_wise:
+        yield "channel_wise", True, "a threshold per channel resolves small channels too"
+    yield from _more_spikes(options, layer, "more levels ΓT leave less charge in the membrane")
+    yield from _calibration(options, "fit what flooring takes away on average")
+    yield from _more_steps(time_steps)
+
+
+def _for_pooling(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.max_pool != "lateral_inhibition":
+        reason = f"max_pool={options.max_pool!r} does not converge to the ANN's pooling"
+        yield "max_pool", "lateral_inhibition", reason
+    yield from _more_steps(time_steps)
+
+
+def _for_inactivated(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.inactivated_spikes != "signed":
+        yield "inactivated_spikes", "signed", "let neurons take back spikes that came too early"
+    yield from _more_steps(time_steps)
+    yield from _calibration(options, "fit what spikes of inactive neurons add on average")
+
+
+def _for_propagated(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.coding in ("rate", "poisson"):
+        yield "coding", "direct", f"coding={options.coding!r} loses part of the input"
+    yield from _calibration(options, "fit every layer to the errors of those before it")
+    yield from _more_steps(time_steps)
+
+
+def _fitted_threshold(options: Options, reason: str) -> Iterator[_Remedy]:
+    if options.threshold not in ("mse", "trained") and math.inf not in options.all_max_spikes():
+        yield "threshold", "mse", reason
+
+
+_MOST_SPIKES = 16  # beyond, more levels hardly help
+
+
+def _more_spikes(options: Options, layer: LayerReport, reason: str) -> Iterator[_Remedy]:
+    gamma = layer.max_spikes
+    if gamma is None or gamma >= _MOST_SPIKES:
+        return
+    larger = min(4 * int(gamma), _MOST_SPIKES)
+    given = options.max_spikes
+    rest = {k: v for k, v in given.items() if k != layer.name} if isinstance(given, Mapping) else {}
+    yield "max_spikes", {layer.name: larger} | rest if isinstance(given, Mapping) else larger, reason
+
+
+def _calibration(options: Options, reason: str) -> Iterator[_Remedy]:
+    if options.calibration != "advanced":
+        yield "calibration", "advanced", reason
+
+
+def _more_steps(time_steps: int) -> Iterator[_Remedy]:
+    yield "time_steps", 2 * time_steps, "more steps shrink what none of the other options can"
+
+
+_REMEDIES: dict[str, Callable[[Options, LayerReport, int], Iterator[_Remedy]]] = {
+    "propagated": _for_propagated,
+    "clipping": _for_clipping,
+    "residual": _for_residual,
+    "pooling": _for_pooling,
+    "inactivated": _for_inactivated,
+}

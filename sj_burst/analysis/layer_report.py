@@ -1,0 +1,130 @@
+"""What one layer lost, split by its causes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import per_channel
+from ..modules.neuron import BurstIFNode
+from .layers import LayerMeans
+
+__all__ = ["PARTS", "LayerReport", "LayerTotals"]
+
+
+PARTS = ("propagated", "clipping", "residual", "pooling", "inactivated")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    r"""One neuron or max-pooling layer; measured values are ``None`` in a report without data.
+
+    Attributes:
+        name: as in the network.
+        kind: class of the module.
+        threshold: least, mean and largest θ over channels; ``None`` for pooling.
+        max_spikes: Γ.
+        potential: mean of v(0)/θ.
+        rate: spikes per neuron and step (a burst of n counts n, a negative spike 1).
+        channels: number of channels.
+        silent: channels that are active in the ANN and never spiked.
+        dead: channels that are never active in the ANN.
+        clipped: share of active ANN neurons (a > 0) with a > Γθ.
+        inactivated: share of inactive ANN neurons (a = 0) with a positive output (SIN).
+        error: :math:`\sum e^2 / \sum a^2` of e = φ(T) − a.
+        parts: what each of ``PARTS`` contributes to ``error``; they add up to it.
+    """
+
+    name: str
+    kind: str
+    threshold: tuple[float, float, float] | None = None
+    max_spikes: float | None = None
+    potential: float | None = None
+    rate: float | None = None
+    channels: int | None = None
+    silent: int | None = None
+    dead: int | None = None
+    clipped: float | None = None
+    inactivated: float | None = None
+    error: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def split_error(means: LayerMeans, node: BurstIFNode | None, time_steps: int) -> dict[str, Tensor]:
+    """Parts of the error of each neuron, ``[N, ...]``; they sum to φ − a. See :func:`report`."""
+    arriving, zero = means.module(means.current), torch.zeros_like(means.rate)
+    if node is None:
+        parts = {"propagated": arriving - means.activation, "pooling": means.rate - arriving}
+        return {part: parts.get(part, zero) for part in PARTS}
+    dim = means.rate.dim()
+    theta, v_init = per_channel(node.threshold, dim), per_channel(node.v_init, dim)
+    current = means.current
+    if node.shift is not None:
+        current = current + per_channel(node.shift, dim)
+        arriving = means.module(current)
+    within = arriving.clamp(max=theta * node.max_spikes)
+    quiet = (current <= 0) & (current * time_steps + v_init < theta)
+    parts = {
+        "propagated": arriving - means.activation,
+        "clipping": within - arriving,
+        "residual": torch.where(quiet, zero, means.rate - within),
+        "inactivated": torch.where(quiet, means.rate - within, zero),
+    }
+    return {part: parts.get(part, zero) for part in PARTS}
+
+
+class LayerTotals:
+    """Sums over the samples of one layer."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.fired: Any = False
+        self.active: Any = False
+        self.is_neuron = True
+
+    def add(self, means: LayerMeans, node: BurstIFNode | None, time_steps: int) -> None:
+        """Take in one batch."""
+        a, rate = means.activation, means.rate
+        parts = split_error(means, node, time_steps)
+        error = (rate - a).double()
+        values = {part: (error * value).sum() for part, value in parts.items()}
+        values |= {"error": error.square().sum(), "reference": a.double().square().sum()}
+        values |= {"output": rate.double().square().sum()}
+        self.is_neuron = node is not None
+        if node is not None:
+            theta = per_channel(node.threshold, rate.dim())
+            values["neurons"] = torch.tensor(rate.numel())
+            values["spikes"] = (means.magnitude / theta).sum(dtype=torch.float64)
+            values["active"], values["inactive"] = (a > 0).sum(), (a <= 0).sum()
+            values["clipped"] = (a > theta * node.max_spikes).sum()
+            # At least one spike: half a spike tells it from rounding.
+            values["wrong"] = ((a <= 0) & (rate > theta / (2 * time_steps))).sum()
+            self.fired = self.fired | _any_in_channel(means.magnitude > 0)
+            self.active = self.active | _any_in_channel(a > 0)
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+
+    def result(self) -> dict[str, Any]:
+        """The measured fields of a :class:`LayerReport`."""
+        s = self.sums
+        # A layer that the ANN leaves silent has no scale of its own.
+        scale = s["reference"] or s["output"] or 1.0
+        found: dict[str, Any] = {
+            "error": s["error"] / scale,
+            "parts": {part: s[part] / scale for part in PARTS},
+        }
+        if self.is_neuron:
+            found |= {
+                "rate": s["spikes"] / s["neurons"],
+                "channels": len(self.active),
+                "silent": int((self.active & ~self.fired).sum()),
+                "dead": int((~self.active).sum()),
+                "clipped": s["clipped"] / max(s["active"], 1),
+                "inactivated": s["wrong"] / max(s["inactive"], 1),
+            }
+        return found
+
+
+def _any_in_channel(mask: Tensor) -> Tensor:
+    return mask.movedim(1, 0).flatten(1).any(1) if mask.dim() > 1 else mask.any().view(1)

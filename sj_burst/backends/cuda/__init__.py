@@ -1,0 +1,1 @@
+"""CUDA kernels of the stateful modules, behind torch operators."""

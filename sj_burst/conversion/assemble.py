@@ -1,0 +1,92 @@
+"""Put neurons, spiking pooling and an encoder into a standardized graph."""
+
+from collections.abc import Mapping
+
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
+
+from ..backends.dispatch import set_backend
+from ..graph.evaluate import depends_on_input
+from ..graph.repeat import repeat_constants
+from ..graph.trace import is_module
+from ..modules.encoding import ENCODERS
+from ..modules.neuron import BurstIFNode
+from ..modules.pooling import MAX_POOLS, spiking_pool
+from ..modules.spike_calibration import SpikeCalibratedNode
+from ..options import Options
+
+__all__ = ["assemble", "new_neuron"]
+
+
+def assemble(
+    gm: fx.GraphModule,
+    neurons: Mapping[str, nn.Module],
+    options: Options,
+    largest_input: Tensor | None,
+    x: Tensor,
+) -> dict[str, nn.Module]:
+    """Turn a standardized graph into a spiking one, in place.
+
+    Args:
+        gm: the graph, with an activation module for each neuron.
+        neurons: by the name of the activation that they take the place of.
+        options: whose ``max_pool`` and ``coding`` count.
+        largest_input: largest magnitude that the encoder codes; ``None`` for direct coding.
+        x: example input ``[N, ...]``.
+
+    Returns:
+        The activations and poolings that were replaced, by name.
+    """
+    replaced = insert_neurons(gm, neurons, options.max_pool)
+    encode_input(gm, options, largest_input)
+    repeat_constants(gm, x)
+    reset_net(gm)
+    return replaced
+
+
+def new_neuron(
+    options: Options,
+    threshold: Tensor,
+    max_spikes: float,
+    v_init: float | Tensor = 0.0,
+    shift: Tensor | None = None,
+) -> BurstIFNode:
+    """The neuron that ``inactivated_spikes`` asks for."""
+    if options.inactivated_spikes == "spike_calibration":
+        return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
+    signed = options.inactivated_spikes == "signed"
+    return BurstIFNode(threshold, max_spikes, v_init, shift, signed)
+
+
+def insert_neurons(
+    gm: fx.GraphModule, neurons: Mapping[str, nn.Module], max_pool: str
+) -> dict[str, nn.Module]:
+    """Put neurons and spiking pooling into a graph; returns what they replaced.
+
+    They run on the fastest backend that is installed.
+    """
+    replaced = {}
+    depending = depends_on_input(gm)
+    for node in [n for n in gm.graph.nodes if n in depending]:
+        name = str(node.target)
+        if is_module(gm, node, MAX_POOLS):
+            replaced[name] = gm.get_submodule(name)
+            gm.set_submodule(name, spiking_pool(replaced[name], max_pool))
+        elif node.op == "call_module" and name in neurons:
+            replaced[name] = gm.get_submodule(name)
+            gm.set_submodule(name, neurons[name])
+    set_backend(gm, "auto")
+    return replaced
+
+
+def encode_input(gm: fx.GraphModule, options: Options, largest: Tensor | None) -> None:
+    """Insert the encoder that ``coding`` asks for; ``largest`` is the largest |x| it codes."""
+    if largest is None:
+        return
+    encoder = ENCODERS[options.coding](largest, options.time_steps)
+    source = next(node for node in gm.graph.nodes if node.op == "placeholder")
+    gm.add_submodule("encoder", encoder.to(largest.device))
+    with gm.graph.inserting_after(source):
+        coded = gm.graph.call_module("encoder", (source,))
+    source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
+    gm.recompile()

@@ -1,0 +1,91 @@
+"""What calibration fits in one layer: biases, potentials and thresholds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .layer import Layer, add_bias, channel_mean
+from .ridge import refit_weights
+
+__all__ = ["FITS"]
+
+
+def correct_bias(layer: Layer, rounds: int = 3) -> None:
+    r"""Light calibration: remove the mean error of every channel.
+
+    .. math::
+        b_c \leftarrow b_c + \mathbb{E}[a]_c - \mathbb{E}[\phi]_c
+
+    repeated, because a neuron answers a change of its bias only in part. The bias is carried by the
+    neuron's ``shift``, a constant current, which exists for residual sums and shared layers too; the
+    last affine module takes it itself.
+
+    Source: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks
+    calibration", ICML 2021.
+    """
+    for _ in range(rounds):
+        error = layer.mean_error()
+        if layer.node is not None:
+            shift, correction = layer.node.shift, channel_mean(error)
+            if shift is not None and shift.dim() != 1:
+                shift = shift.expand_as(correction)
+            layer.node.shift = correction if shift is None else shift + correction
+        elif layer.affine is not None:
+            channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
+            add_bias(layer.affine, channel_mean(channel_first))
+            return  # affine: one round is exact
+
+
+def correct_potential(layer: Layer, rounds: int = 3) -> None:
+    r"""Fit the initial membrane potential on the spiking prefix, per channel.
+
+    .. math::
+        v(0)_c \leftarrow v(0)_c + T\,(\mathbb{E}[a]_c - \mathbb{E}[\phi]_c)
+
+    Derived here from the error equation of the IC-SNN article (φ = mean z − (v(T) − v(0))/T), whose
+    Algorithm 2 ("based on training set") is printed as a figure.
+
+    Source: after Li et al., "IC-SNN", 2023; potential calibration of Li et al., ICML 2021.
+    """
+    if layer.node is None:
+        return
+    for _ in range(rounds):
+        correction = layer.time_steps * channel_mean(layer.mean_error())
+        layer.node.v_init = layer.node.v_init + correction
+
+
+def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1, 1.2, 1.35)) -> None:
+    r"""Scale threshold and initial potential of each channel to the least error on real spikes.
+
+    .. math::
+        f^* = \arg\min_f \| \phi(f\theta, f v_0) - a \|^2
+
+    The threshold rules assume a constant current of the ANN's distribution; this looks at the
+    current that the calibrated prefix really sends, on the first 64 images. Bounded activations
+    keep their thresholds. Our own addition.
+    """
+    node = layer.node
+    if node is None or layer.bounded:
+        return
+    currents = layer.evaluate()[:2]
+    some = replace(layer, evaluate=lambda: currents, targets=layer.targets[:2])
+    threshold, v_init = node.threshold, node.v_init
+
+    def cost(factor: float) -> Tensor:
+        node.threshold, node.v_init = factor * threshold, factor * v_init
+        squares = torch.stack([(phi - a).square().sum(0) for phi, a in some.rates()]).sum(0)
+        return channel_mean(squares) if threshold.dim() == 1 else squares.mean()
+
+    costs = torch.stack([cost(factor) for factor in (1.0, *factors)])
+    best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
+    node.threshold, node.v_init = best * threshold, best * v_init
+
+
+FITS: dict[str, Callable[[Layer], None]] = {
+    "weights": refit_weights,
+    "threshold": refit_threshold,
+    "potential": correct_potential,
+    "bias": correct_bias,
+}

@@ -1,0 +1,71 @@
+"""What a fit sees of one layer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.neuron import BurstIFNode
+from ..modules.temporal import TimeFold, run_temporal, time_mean
+
+__all__ = ["Layer", "add_bias", "channel_mean"]
+
+
+@dataclass
+class Layer:
+    """One layer during the sweep: what reaches it, and what the ANN has in its place.
+
+    Attributes:
+        name: of the neuron, or of the affine module that ends the network.
+        node: the neuron; ``None`` for the last affine module.
+        affine: the module whose output is the neuron's input (but for a residual), if it has no
+            other use; the sweep evaluates it again after its parameters changed.
+        evaluate: returns per batch the input current ``[T·N, ...]``, or ``[N, ...]`` if constant in
+            time, of the affine module as it is now.
+        inputs: per batch the mean over T of ``affine``'s input ``[N, ...]``.
+        wanted: per batch what ``affine`` should return for it: the ANN's pre-activation less the
+            mean of the residual ``[N, ...]``.
+        residuals: per batch that mean, or zero.
+        targets: per batch the ANN's activation ``[N, ...]``.
+        time_steps: T.
+        device: where the network runs; the values above are on the CPU.
+        bounded: whether the activation has an upper bound, which fixes the threshold.
+    """
+
+    name: str
+    node: BurstIFNode | None
+    affine: Any
+    evaluate: Callable[[], list[Tensor]]
+    inputs: list[Tensor]
+    wanted: list[Tensor]
+    residuals: list[Any]
+    targets: list[Tensor]
+    time_steps: int
+    device: torch.device
+    bounded: bool = False
+
+    def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean weighted output over T, and the ANN's activation, of every batch."""
+        for z, a in zip(self.evaluate(), self.targets, strict=True):
+            y = z.to(self.device)
+            if self.node is not None:
+                y = run_temporal(self.node, y, TimeFold(self.time_steps, len(a)))
+            yield time_mean(y, TimeFold(self.time_steps, len(a))), a.to(self.device)
+
+    def mean_error(self) -> Tensor:
+        """Mean over samples of target minus rate, in the shape of one sample."""
+        errors = torch.stack([(a - phi).sum(0) for phi, a in self.rates()])
+        return errors.sum(0) / sum(map(len, self.targets))
+
+
+def channel_mean(error: Tensor) -> Tensor:
+    """Mean over everything but the channels of one sample ``[C, ...]``."""
+    return error.flatten(1).mean(1) if error.dim() > 1 else error
+
+
+def add_bias(module: Any, correction: Tensor) -> None:
+    """Add to the bias of an affine module, which may have none yet."""
+    bias = module.bias.detach() + correction if module.bias is not None else correction
+    module.bias = nn.Parameter(bias.detach().clone())

@@ -1,0 +1,75 @@
+"""Statistics of every activation over the calibration images."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from ..graph.trace import activation_names
+from ..rules.statistics import ActivationStatistics
+from ..utils.loader import batches
+
+__all__ = ["observe"]
+
+
+@torch.no_grad()
+def observe(
+    gm: fx.GraphModule,
+    loader: Iterable[Any],
+    *,
+    channel_wise: bool,
+    device: torch.device | str,
+    progress: bool = True,
+) -> dict[str, ActivationStatistics]:
+    """Statistics of every activation of a standardized graph over a calibration set.
+
+    Args:
+        gm: a standardized graph.
+        loader: calibration batches.
+        channel_wise: one set of statistics per channel.
+        device: where the graph runs.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if the loader is empty, or an activation is NaN or infinite.
+    """
+    statistics: dict[str, ActivationStatistics] = {}
+    handles = []
+    for name in activation_names(gm):
+        module = gm.get_submodule(name)
+        upper = module.max_val if isinstance(module, nn.Hardtanh) else math.inf
+        statistics[name] = ActivationStatistics(channel_wise, upper)
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            try:
+                statistics[name].update(inputs[0])
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} before the activation {name!r}; check the calibration images and the "
+                    "network's weights"
+                ) from None
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        pairs = batches(loader, "calibration_loader")
+        shape = None
+        for x, _ in tqdm(pairs, "calibrate", disable=not progress, leave=False):
+            shape = shape or x.shape[1:]
+            try:
+                gm(x.to(device))
+            except RuntimeError as error:
+                if x.shape[1:] == shape:
+                    raise
+                raise ValueError(
+                    f"calibration_loader yields inputs of shapes {list(shape)} and {list(x.shape[1:])}, "
+                    "and not both can be taken; bring them to one, or try channel_wise=False"
+                ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for found in statistics.values():
+        found.all_reduce()
+    return statistics

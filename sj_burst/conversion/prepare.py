@@ -1,0 +1,75 @@
+"""From a network to a checked and fused graph of plain modules."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph.check import check_batch_independent, check_equal, check_supported
+from ..graph.fuse import fuse
+from ..graph.standardize import rewrite
+from ..graph.trace import activation_names, copy_with_plain_weights, trace
+from ..modules.bounded import BoundedActivation
+from ..modules.neuron import BurstIFNode
+from ..network import SpikingNetwork
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    ann: nn.Module, x: Tensor, compare: bool = True
+) -> tuple[fx.GraphModule, dict[str, nn.Module]]:
+    """Standardize, check and fuse a copy of a network, and bound its bounded activations.
+
+    Args:
+        ann: a trained network; stays as it is.
+        x: example input ``[2, ...]`` on the device where the graph is to be.
+        compare: check that the graph computes what the network computes, and that it does not mix
+            samples; not where the weights do not matter, as in loading.
+
+    Returns:
+        The graph, and the bounded activations that ``Hardtanh`` modules took the place of, by name.
+
+    Raises:
+        TypeError: for a network that is converted already.
+        ValueError: for a network that cannot be converted.
+    """
+    if any(isinstance(module, SpikingNetwork | BurstIFNode) for module in ann.modules()):
+        raise TypeError("the network is converted already; pass the one it was converted from")
+    gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
+    check_supported(gm, x, problems)
+    if compare:
+        ann = copy.deepcopy(ann).to(x.device)  # with its hooks
+        check_equal(gm, ann, x)
+        check_batch_independent(gm, x)
+    fuse(gm, x)
+    if compare:
+        check_equal(gm, ann, x)
+    if not activation_names(gm):
+        raise ValueError(
+            "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
+        )
+    replaced = clip_bounded(gm)
+    return trace(gm), replaced  # once more: containers of modules become their modules
+
+
+def clip_bounded(gm: fx.GraphModule) -> dict[str, nn.Module]:
+    """Put ``Hardtanh(0, bound)`` in the place of bounded activations; returns what it replaced.
+
+    Raises:
+        ValueError: if a bound is not one positive, finite number.
+    """
+    replaced: dict[str, nn.Module] = {}
+    for name in activation_names(gm):
+        module = gm.get_submodule(name)
+        if isinstance(module, BoundedActivation):
+            bound = torch.as_tensor(module.bound)
+            if bound.numel() != 1 or not 0 < bound.item() < math.inf:
+                raise ValueError(
+                    f"activation {name!r}: its bound is {bound.tolist()}, and must be one positive "
+                    "number; train the network again"
+                )
+            replaced[name] = module
+            gm.set_submodule(name, nn.Hardtanh(0.0, bound.item()))
+    return replaced

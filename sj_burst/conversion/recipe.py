@@ -1,0 +1,278 @@
+"""The conversion as a recipe for SpikingJelly's converter, and as a function."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import ann2snn
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
+
+from ..graph.evaluate import record
+from ..modules.neuron import BurstIFNode
+from ..network import SpikingNetwork
+from ..options import Options
+from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
+from ..rules.statistics import ActivationStatistics
+from ..rules.threshold import fit_threshold
+from ..rules.transfer import Transfer
+from ..utils import distributed
+from ..utils.checks import check_network
+from ..utils.exclusive import CONVERTING
+from ..utils.loader import batches, check_loader, first_samples
+from .assemble import assemble, new_neuron
+from .calibration import calibrate_layers
+from .fits import FITS
+from .observe import observe
+from .prepare import prepare
+
+__all__ = ["BurstRecipe", "convert"]
+
+# calibration option → what is fitted in each layer, in this order.
+_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", "threshold", "bias"]}
+
+_LAYER_BYTES = 2**30  # of one layer's activations; a handful of layers are held at a time
+
+
+def convert(
+    ann: nn.Module,
+    loader: Iterable[Any],
+    options: Options | None = None,
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **fields: Any,
+) -> SpikingNetwork:
+    """Convert a trained ReLU network to a spiking one.
+
+    The same as ``ann2snn.Converter(BurstRecipe(loader, options), device).convert(ann)`` with
+    SpikingJelly's converter. One thread converts at a time, and no other thread may run a network in
+    the meantime: torch.fx patches ``nn.Module`` while it traces.
+
+    Args:
+        ann: a trained network; stays as it is.
+        loader: training batches, ``(input, target)`` or inputs; read several times.
+        options: an :class:`Options`; ``None`` for the defaults.
+        device: where to convert, and where the spiking network is; ``None`` for where ``ann`` is.
+        progress: show progress bars.
+        **fields: options by name, in place of those in ``options``.
+
+    Returns:
+        The spiking network in eval mode.
+
+    Raises:
+        TypeError: for an unknown option, a loader that cannot be read, or an ``ann`` that is no network.
+        ValueError: for a bad value, or a network that cannot be converted; all reasons at once.
+
+    Source: Li & Zeng, IJCAI 2022; the options name theirs.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = convert(ann, [torch.rand(16, 3)], time_steps=4, progress=False)
+        >>> snn.run(torch.rand(5, 3), time_steps=4).shape
+        torch.Size([4, 5, 2])
+    """
+    check_network(ann=ann)
+    recipe = BurstRecipe(loader, options, progress=progress, **fields)
+    return ann2snn.Converter(recipe, device).convert(ann)
+
+
+@dataclass
+class _Conversion:
+    """What one conversion carries from hook to hook."""
+
+    x: Tensor  # example input [2, ...]
+    replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
+    statistics: dict[str, ActivationStatistics] = field(default_factory=dict)
+    neurons: dict[str, BurstIFNode] = field(default_factory=dict)
+
+
+def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of the recipe: in full precision; a failure leaves nothing behind."""
+
+    @functools.wraps(function)
+    def run(self: "BurstRecipe", converter: ann2snn.Converter, model: nn.Module) -> Any:
+        kinds = {"cpu", torch.device(converter.device).type}
+        try:
+            with contextlib.ExitStack() as stack:
+                for kind in kinds:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+                return function(self, converter, model)
+        except BaseException:
+            self._end()
+            raise
+
+    return run
+
+
+class BurstRecipe(ann2snn.FXConversionRecipe):
+    """Recipe for SpikingJelly's converter: a trained ReLU network to burst neurons.
+
+    ``ann2snn.Converter(BurstRecipe(loader, time_steps=8, max_spikes=4)).convert(ann)`` returns a
+    :class:`~sj_burst.network.SpikingNetwork` in eval mode; ``ann`` stays as it was.
+    :func:`sj_burst.convert` is the same in one line.
+
+    Args:
+        calibration_loader: training batches, ``(input, target)`` or inputs; read several times.
+        options: an :class:`Options`; ``None`` for the defaults.
+        progress: show progress bars.
+        **fields: options by name, in place of those in ``options``.
+
+    Raises:
+        TypeError: for an unknown option, or a loader that cannot be read.
+        ValueError: for a bad value, and during conversion for a network that cannot be converted.
+
+    Source: Li & Zeng, IJCAI 2022; the options name theirs.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> recipe = BurstRecipe([torch.rand(16, 3)], Options.preset("opi"), progress=False)
+        >>> snn = ann2snn.Converter(recipe).convert(ann)
+        >>> snn.run(torch.rand(5, 3), time_steps=4).shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(
+        self,
+        calibration_loader: Iterable[Any],
+        options: Options | None = None,
+        *,
+        progress: bool = True,
+        **fields: Any,
+    ) -> None:
+        if options is not None and not isinstance(options, Options):
+            raise TypeError(f"options must be an sj_burst.Options, got {type(options).__name__}")
+        check_loader(calibration_loader, "calibration_loader")
+        self.calibration_loader = calibration_loader
+        self.progress = progress
+        self.options = (options or Options()).changed(**fields)
+        self._work: _Conversion | None = None
+
+    def __repr__(self) -> str:
+        return f"BurstRecipe({type(self.calibration_loader).__name__}, {self.options})"
+
+    # The hooks below are called by SpikingJelly's converter, in this order.
+
+    def validate(self, converter: ann2snn.Converter) -> None:
+        """Wait until no other thread converts."""
+        CONVERTING.begin()
+
+    @_hook
+    def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
+        """Standardize, check and fuse a copy of the network."""
+        x = torch.cat([x[:2] for x in first_samples(self.calibration_loader, 2, "calibration_loader")])
+        x = torch.cat([x, x])[:2].to(converter.device)
+        if self.options.coding != "direct" and not x.is_floating_point():
+            raise ValueError(
+                f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
+                f"{x.dtype}; scale them in the loader, or use coding='direct'"
+            )
+        gm, trained = prepare(ann, x)
+        self._work = _Conversion(x, trained)
+        return gm
+
+    @_hook
+    def calibrate(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Collect the statistics of every activation over the calibration set."""
+        fx_model.eval()  # tracing marks the root as training
+        given = self.options.threshold == "trained" and self.options.potential != "ann"
+        self._open.statistics = observe(
+            fx_model,
+            [self._open.x] if given else self.calibration_loader,  # nothing to observe
+            channel_wise=self.options.channel_wise,
+            device=converter.device,
+            progress=self.progress,
+        )
+        return fx_model
+
+    @_hook
+    def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """Make a neuron for every activation, and turn the graph into a spiking one."""
+        work = self._open
+        max_spikes = self.options.max_spikes_of(work.statistics)
+        dtype = next(fx_model.parameters(), work.x).dtype  # a half-precision network stays one
+        neurons = {
+            name: self._neuron(name, statistics, max_spikes[name]).to(dtype)
+            for name, statistics in work.statistics.items()
+        }
+        largest = None if self.options.coding == "direct" else self._largest_input()
+        work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
+        return fx_model.to(converter.device)
+
+    def _neuron(self, name: str, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
+        options = self.options
+        transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
+        try:
+            threshold = fit_threshold(statistics, options.threshold, transfer)
+        except ValueError as error:
+            raise ValueError(f"activation {name!r}: {error}") from None
+        v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
+        if not options.channel_wise:
+            threshold, v_init = threshold.squeeze(), v_init.squeeze()
+        shift = threshold / (2 * options.time_steps) if options.potential == "shift" else None
+        return new_neuron(options, threshold, max_spikes, v_init, shift)
+
+    @_hook
+    def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:
+        """Calibrate layer by layer, and wrap the graph."""
+        options, work = self.options, self._open
+        fits = list(_CALIBRATIONS[options.calibration])
+        if options.potential == "data":
+            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
+        if fits:
+            calibrate_layers(
+                fx_model,
+                work.replaced,
+                list(self._calibration_images(fx_model).split(32)),
+                options.time_steps,
+                [FITS[name] for name in fits],
+                device=torch.device(converter.device),
+                progress=self.progress,
+            )
+        reset_net(fx_model)
+        dead = {name: int(statistics.dead.sum()) for name, statistics in work.statistics.items()}
+        fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
+        dead = {name: count for name, count in dead.items() if count and fitted}
+        self._end()
+        return SpikingNetwork(fx_model, options, tuple(work.x.shape[1:]), dead, work.x.dtype).eval()
+
+    @property
+    def _open(self) -> _Conversion:
+        """The conversion under way."""
+        assert self._work is not None, "the hooks of a recipe are called by SpikingJelly's converter"
+        return self._work
+
+    def _end(self) -> None:
+        """Forget the network, and let the next conversion begin."""
+        self._work = None
+        CONVERTING.end()
+
+    def _calibration_images(self, fx_model: fx.GraphModule) -> Tensor:
+        """Calibration images, of all processes, as many as asked for and fit into memory."""
+        x, wanted = self._open.x, self.options.calibration_images
+        values = record(fx_model, x).values()
+        reset_net(fx_model)
+        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+        fitting = max(1, int(_LAYER_BYTES * len(x) / (largest * self.options.time_steps)))
+        images = torch.cat(
+            first_samples(self.calibration_loader, min(wanted, fitting + 1), "calibration_loader")
+        )
+        images = distributed.gather_samples(images)
+        if len(images) > fitting:
+            warnings.warn(
+                f"calibration_images={wanted}: {fitting} images are used, because one layer's "
+                f"activations in all {self.options.time_steps} time steps would exceed "
+                f"{_LAYER_BYTES / 2**30:g} GiB with more; take smaller images or fewer steps, or ask "
+                f"for {fitting}",
+                stacklevel=2,
+            )
+        return images[: min(wanted, fitting)]
+
+    def _largest_input(self) -> Tensor:
+        inputs = batches(self.calibration_loader, "calibration_loader")
+        largest = distributed.maximum(torch.stack([x.abs().max() for x, _ in inputs]).max()).item()
+        return self._open.x.new_tensor(largest or 1.0)

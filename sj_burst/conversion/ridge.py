@@ -1,0 +1,131 @@
+"""Advanced calibration: the affine map before a neuron refitted by ridge regression."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import grad
+
+from .calibration import _move
+from .layer import Layer, add_bias
+
+__all__ = ["refit_weights"]
+
+
+def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> None:
+    r"""Advanced calibration: refit the affine map before the neuron by ridge regression.
+
+    .. math::
+        \min_{W, b} \sum \| \mathrm{ReLU}(W \bar y + b + \bar s) - a \|^2
+        + \lambda \| W - W_0 \|^2
+
+    with the mean spike input ȳ of the calibrated prefix, the ANN's activation a, the mean s̄ of a
+    residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The first iteration fits the
+    ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
+    (each such step cannot raise the loss). The published method runs Adam on the activation; this
+    closed form is our own variant. Layers it does not know (transposed, three-dimensional,
+    ``padding_mode`` other than zeros, ``padding="same"`` of an even kernel, more than 8192 inputs per
+    output) keep their weights.
+
+    Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
+    """
+    module = layer.affine
+    if module is None or not _has_patches(module):
+        return
+    groups = getattr(module, "groups", 1)
+    gram: Any = 0.0  # Σ x xᵀ per group
+    for y in layer.inputs:
+        for part in y.split(_IMAGES_AT_ONCE):
+            x = _patches(module, part.to(layer.device), groups)
+            gram = gram + (x.mT @ x).double()
+    penalty = gram.diagonal(dim1=1, dim2=2).clone()
+    penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
+    penalty[:, -1] *= 1e-6  # the bias is not penalised
+    penalty += 1e-12 * penalty.max()
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+    original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
+    for iteration in range(1 if layer.node is None else iterations):
+        moment, missing = _moment(layer, groups, one_sided=iteration > 0)
+        # The penalty pulls to the original weights, not to those of the last iteration.
+        weight = _grouped(module.weight, groups).double()
+        moment -= penalty[:, None, :-1] * (weight - original)
+        update = torch.cholesky_solve(torch.cat([moment, missing], 2).mT, factor)
+        new = weight + update[:, :-1].mT
+        # New parameters, not in place: another module may be tied to the old ones.
+        dtype, shape = module.weight.dtype, module.weight.shape
+        module.weight = nn.Parameter(new.reshape(shape).to(dtype))
+        add_bias(module, update[:, -1].flatten().to(dtype))
+
+
+def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
+    """Σ of what is missing in the output times the input, and Σ of what is missing, per group."""
+    module: Any = layer.affine
+    moment: Any = 0.0
+    total: Any = 0.0
+    for y, wanted, a, residual in zip(
+        layer.inputs, layer.wanted, layer.targets, layer.residuals, strict=True
+    ):
+        y = y.to(layer.device)
+        out = module(y)
+        missing = wanted.to(layer.device) - out
+        if one_sided:
+            current = out + _move(residual, layer.device)
+            missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
+        moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
+        dims = [d for d in range(missing.dim()) if d != _channel_dim(module) % missing.dim()]
+        total = total + missing.sum(dims).double()
+    return moment, total.view(groups, -1, 1)
+
+
+def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
+    """Σ rows xᵀ over all places where the module's weights meet the input ``x``."""
+    if isinstance(module, nn.Linear):
+        return rows.flatten(0, -2).mT @ x.flatten(0, -2)
+    gradient = grad.conv1d_weight if isinstance(module, nn.Conv1d) else grad.conv2d_weight
+    options = (module.stride, _padding(module), module.dilation, module.groups)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return gradient(x, module.weight.shape, rows, *options)
+
+
+_IMAGES_AT_ONCE = 8  # unfolded patches are large
+
+
+def _has_patches(module: Any) -> bool:
+    if isinstance(module, nn.Linear):
+        return module.in_features <= 8192
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or _padding(module) is None:
+        return False
+    return module.padding_mode == "zeros" and module.weight[0].numel() <= 8192
+
+
+def _padding(module: Any) -> tuple[int, ...] | None:
+    """Zeros on either side of each dimension; ``None`` if the sides differ."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
+
+
+def _grouped(weight: Tensor, groups: int) -> Tensor:
+    return weight.detach().flatten(1).unflatten(0, (groups, -1))
+
+
+def _channel_dim(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+def _patches(module: Any, x: Tensor, groups: int) -> Tensor:
+    """What each output sees, and a one for the bias: ``[groups, rows, inputs per group + 1]``."""
+    if isinstance(module, nn.Linear):
+        rows = x.reshape(1, -1, x.shape[-1])
+    else:
+        options = [module.kernel_size, module.dilation, _padding(module), module.stride]
+        if isinstance(module, nn.Conv1d):  # a picture of height 1
+            x = x.unsqueeze(2)
+            options = [(fill, *o) for o, fill in zip(options, (1, 1, 0, 1), strict=True)]
+        columns = F.unfold(x, *options)  # [N, C·k, positions]
+        rows = columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)

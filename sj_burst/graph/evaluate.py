@@ -1,0 +1,61 @@
+"""Evaluate a traced graph node by node."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["depends_on_input", "evaluate_node", "has_tensor", "record"]
+
+
+def evaluate_node(
+    gm: fx.GraphModule, node: fx.Node, value_of: Callable[[fx.Node], Any], x: Any = None
+) -> Any:
+    """Value of one node, whose inputs have the values ``value_of``; ``x`` is that of the placeholder.
+
+    Example:
+        >>> gm = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
+        >>> source, relu, _ = gm.graph.nodes
+        >>> evaluate_node(gm, relu, {source: torch.tensor([-1.0, 2.0])}.get)
+        tensor([0., 2.])
+    """
+    if node.op == "placeholder":
+        return x
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+    return getattr(interpreter, node.op)(node.target, args, kwargs)
+
+
+@torch.no_grad()
+def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
+    """Value of every node for the input ``x``."""
+    values: dict[fx.Node, Any] = {}
+    kept: dict[fx.Node, Any] = {}
+    x = x.clone()  # the forward may write into its input
+    for node in gm.graph.nodes:
+        values[node] = evaluate_node(gm, node, values.__getitem__, x)
+        # In-place operators may overwrite what an earlier node returned.
+        kept[node] = values[node].clone() if isinstance(values[node], Tensor) else values[node]
+    return kept
+
+
+def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes whose value depends on the network's input."""
+    found: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor, or a tuple or list with one in it.
+
+    Example:
+        >>> has_tensor((3, [torch.ones(1)])), has_tensor((3, 4))
+        (True, False)
+    """
+    if isinstance(value, list | tuple):
+        return any(map(has_tensor, value))
+    return isinstance(value, Tensor)

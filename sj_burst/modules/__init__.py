@@ -1,0 +1,1 @@
+"""Modules of a spiking network: neurons, pooling and encoders."""

@@ -1,0 +1,234 @@
+"""The burst neuron as a SpikingJelly module."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import surrogate
+from torch import Tensor, nn
+
+from .. import functional
+from ..backends import dispatch
+from ..backends.layout import state_dtype
+from .temporal import TemporalModule
+
+__all__ = ["BurstIFNode", "check_max_spikes", "neurons"]
+
+
+class BurstIFNode(TemporalModule):
+    r"""Integrate-and-fire neuron that may emit up to Γ spikes per time step, with soft reset.
+
+    .. math::
+        m(t) = v(t-1) + z(t) + \text{shift}, \quad
+        n(t) = \mathrm{clip}(\lfloor m(t) / \theta \rfloor, 0, \Gamma), \quad
+        y(t) = \theta n(t), \quad v(t) = m(t) - y(t)
+
+    It emits **weighted** spikes y = θ·n, so no scaling modules are needed around it. ``threshold``,
+    ``v_init`` and ``shift`` are buffers: they follow ``state_dict`` and ``.to()``.
+
+    Args:
+        threshold: θ > 0, in units of the input current. A scalar, one value per channel (``[C]``,
+            dimension 1 of the input), or one per neuron (the shape of one sample).
+        max_spikes: Γ ≥ 1, an integer or ``math.inf``.
+        v_init: membrane potential after a reset, shaped as ``threshold``.
+        shift: constant current added at every step, shaped as ``threshold``; ``None`` for none.
+        signed: allow negative spikes, which take back spikes sent too early: down to −Γ per step,
+            and never more than were sent.
+        surrogate_function: SpikingJelly surrogate for training, applied at every level θ, 2θ, …, Γθ.
+        step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
+        store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
+        backend: what runs the multi-step forward; see :func:`sj_burst.set_backend`.
+
+    Attributes:
+        count_spikes: ask the backend to count spikes while it emits them.
+        spike_counts: spikes of the last multi-step forward, if asked for and the backend counts;
+            else ``None``.
+
+    Raises:
+        ValueError: if Γ < 1 or not an integer, or a threshold is not positive and finite.
+
+    Source: Li & Zeng, IJCAI 2022; signed spikes as in Wang et al., IJCAI 2022 and Hu et al., 2023.
+
+    Example:
+        >>> node = BurstIFNode(threshold=0.5, max_spikes=4, step_mode="m")
+        >>> with torch.no_grad():
+        ...     node(torch.full((3, 1, 1), 0.75)).flatten().tolist()
+        [0.5, 1.0, 0.5]
+    """
+
+    threshold: Tensor
+    v_init: Tensor
+    shift: Tensor | None
+
+    def __init__(
+        self,
+        threshold: float | Tensor = 1.0,
+        max_spikes: float = 1,
+        v_init: float | Tensor = 0.0,
+        shift: float | Tensor | None = None,
+        signed: bool = False,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        backend: str = "torch",
+    ) -> None:
+        super().__init__(step_mode)
+        self.backend = backend
+        self.count_spikes = False
+        self.spike_counts: dispatch.SpikeCounts | None = None
+        self.max_spikes = check_max_spikes(max_spikes)
+        self.signed = signed
+        self.surrogate_function = surrogate_function or surrogate.Sigmoid()
+        self.store_v_seq = store_v_seq
+        self.v_seq: Tensor | None = None
+        threshold = torch.as_tensor(threshold, dtype=_float_dtype(threshold)).detach().clone()
+        if not (threshold > 0).all() or not threshold.isfinite().all():
+            raise ValueError(
+                f"threshold must be positive and finite, got values in "
+                f"[{threshold.min():.4g}, {threshold.max():.4g}]; a channel that never fires needs "
+                "some positive threshold too"
+            )
+        self.register_buffer("threshold", threshold)
+        for name, value in (("v_init", v_init), ("shift", shift)):
+            if value is not None:
+                value = torch.as_tensor(value, dtype=threshold.dtype).detach().clone()
+            self.register_buffer(name, value)
+        self.register_memory("v", None)
+        self.register_memory("sent", None)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What ``backend`` may be."""
+        return dispatch.BACKENDS
+
+    def materialize_states(
+        self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[object, ...]:
+        """Expand the initial membrane potential to the shape of the input after a reset."""
+        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
+        assert isinstance(x, Tensor)
+        v, sent = states
+        if v is None:
+            _check_channels(self.threshold, x)
+            v = functional.per_channel(self.v_init, x.dim()).to(state_dtype(x.dtype))
+            v = v.expand_as(x)
+        elif isinstance(v, Tensor) and v.shape != x.shape:
+            raise ValueError(
+                f"BurstIFNode holds the membrane potential of an input of shape {tuple(v.shape)} "
+                f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
+            )
+        if self.signed and sent is None:
+            sent = x.new_zeros((), dtype=state_dtype(x.dtype)).expand_as(x)
+        return v, sent
+
+    def _parameters_for(self, z: Tensor, v: Tensor, dim: int) -> dict[str, Any]:
+        threshold = functional.per_channel(self.threshold, dim)
+        shift = None if self.shift is None else functional.per_channel(self.shift, dim)
+        surrogate_function = None
+        if functional.needs_grad(z, v, threshold, shift):
+            if math.isinf(self.max_spikes):
+                raise ValueError(
+                    "max_spikes=inf has no surrogate gradient (one term per level); run the "
+                    "network under torch.no_grad(), or give max_spikes a finite value"
+                )
+            surrogate_function = self.surrogate_function
+        return {
+            "threshold": threshold,
+            "max_spikes": self.max_spikes,
+            "shift": shift,
+            "surrogate": surrogate_function,
+        }
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """One step on explicit state ``(v, sent)``."""
+        (z,), (v, sent) = inputs, states
+        assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
+        parameters = self._parameters_for(z, v, z.dim())
+        y, v, sent = functional.burst_step(z, v, sent=sent, **parameters)
+        self.spike_counts = None
+        return (y.to(z.dtype),), (v, sent)  # the state may be more precise
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        """T steps on explicit state ``(v, sent)``; inputs ``[T, N, ...]``."""
+        (z_seq,), (v, sent) = inputs, states
+        if self.store_v_seq:
+            return self._multi_step_storing_v(z_seq, states)
+        assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
+        parameters = self._parameters_for(z_seq, v, z_seq.dim() - 1)
+        y_seq, v, sent, self.spike_counts = dispatch.burst_multi_step(
+            self.backend, z_seq, v, sent=sent, count=self.count_spikes, **parameters
+        )
+        return (y_seq,), (v, sent)
+
+    def _multi_step_storing_v(
+        self, z_seq: Tensor, states: tuple[object, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+        y_seq, v_seq = [], []
+        for z in z_seq:
+            (y,), states = self.single_step_functional_forward((z,), states)
+            y_seq.append(y)
+            v_seq.append(states[0])
+        self.v_seq = torch.stack(v_seq)  # type: ignore[arg-type]
+        return (torch.stack(y_seq),), states
+
+    def reset(self) -> None:
+        """Forget the state: the next forward starts from ``v_init``, for any input shape."""
+        super().reset()
+        self.v_seq = None
+
+    def extra_repr(self) -> str:
+        """Options in one line."""
+        return (
+            f"threshold={_summary(self.threshold)}, max_spikes={self.max_spikes}, "
+            f"v_init={_summary(self.v_init)}, signed={self.signed}, step_mode={self.step_mode}"
+        )
+
+
+def _check_channels(threshold: Tensor, x: Tensor) -> None:
+    if threshold.dim() == 1 and x.dim() > 1 and len(threshold) not in (1, x.shape[1]):
+        raise ValueError(
+            f"BurstIFNode has thresholds for {len(threshold)} channels (dimension 1) and got an input "
+            f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
+        )
+
+
+LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it
+
+
+def check_max_spikes(max_spikes: float) -> float:
+    """Return Γ as an int (or infinity), or say what is wrong with it."""
+    if isinstance(max_spikes, bool) or not isinstance(max_spikes, int | float):
+        raise TypeError(
+            f"max_spikes must be an integer ≥ 1 or math.inf, got {type(max_spikes).__name__}"
+        )
+    if LARGEST_COUNT < max_spikes < math.inf:
+        got = str(max_spikes)[:20]
+        raise ValueError(f"max_spikes must be at most {LARGEST_COUNT}, or math.inf, got {got}")
+    if not max_spikes >= 1 or (math.isfinite(max_spikes) and max_spikes != int(max_spikes)):
+        raise ValueError(
+            f"max_spikes must be an integer ≥ 1 or math.inf, got {max_spikes}; 1 is the ordinary "
+            "integrate-and-fire neuron"
+        )
+    return max_spikes if math.isinf(max_spikes) else int(max_spikes)
+
+
+def _float_dtype(value: float | Tensor) -> torch.dtype:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.dtype
+    return torch.get_default_dtype()
+
+
+def _summary(value: Tensor) -> str:
+    if value.numel() == 1:
+        return f"{value.item():.4g}"
+    return f"{tuple(value.shape)} in [{value.min():.4g}, {value.max():.4g}]"
+
+
+def neurons(net: nn.Module) -> dict[str, BurstIFNode]:
+    """Burst neurons of a network by name, in definition order."""
+    return {name: m for name, m in net.named_modules() if isinstance(m, BurstIFNode)}

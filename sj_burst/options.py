@@ -1,0 +1,205 @@
+"""The options of a conversion, and published settings by name."""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .modules.encoding import ENCODERS
+from .modules.neuron import check_max_spikes
+from .modules.pooling import POOLING_RULES
+from .rules.potential import POTENTIAL_RULES
+from .rules.threshold import THRESHOLD_RULES, parse_percentile
+from .utils.checks import check_count
+
+__all__ = ["CHOICES", "PRESETS", "Options"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything that a conversion may vary; see README for the table.
+
+    Args:
+        time_steps: T that thresholds and potentials are fitted for; the network runs any number.
+        max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
+            patterns (``fnmatch``) to such values, of which the first match counts.
+        threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
+            ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
+            and nothing is observed.
+        channel_wise: a threshold for each channel, else one for the layer.
+        potential: initial membrane potential: ``"zero"``, ``"half"`` (θ/2), ``"ann"`` (per channel,
+            from the ANN's activations) or ``"data"`` (per channel, on the spiking prefix); ``"shift"``
+            adds θ/(2T) to the input current at every step instead (Deng & Gu, ICLR 2021).
+        max_pool: ``"lateral_inhibition"``, ``"gated"``, ``"spike"`` or ``"average"``.
+        coding: of the input: ``"direct"``, ``"rate"``, ``"poisson"`` or ``"compensated"``.
+        inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
+            ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
+        allowance: steps of silence that ``"spike_calibration"`` allows beyond the mean interval.
+        calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
+            scale of thresholds).
+        calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
+            use at most; fewer if one layer's activations in all steps would exceed 1 GiB.
+
+    Raises:
+        ValueError: names the option, the value received and what is allowed.
+        TypeError: for a value of the wrong type.
+
+    Example:
+        >>> Options(threshold="median")
+        Traceback (most recent call last):
+        ValueError: threshold must be one of ['max', 'mse', 'gaussian', 'trained'] or a percentile ...
+    """
+
+    time_steps: int = 8
+    max_spikes: float | Mapping[str, float] = 4
+    threshold: str = "mse"
+    channel_wise: bool = True
+    potential: str = "half"
+    max_pool: str = "lateral_inhibition"
+    coding: str = "direct"
+    inactivated_spikes: str = "signed"
+    allowance: int = 64
+    calibration: str = "advanced"
+    calibration_images: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("time_steps", 1), ("calibration_images", 1), ("allowance", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
+            check_count(least, **{name: value})
+        object.__setattr__(self, "max_spikes", _checked_max_spikes(self.max_spikes))
+        if not isinstance(self.threshold, str) or (
+            self.threshold not in THRESHOLD_RULES and parse_percentile(self.threshold) is None
+        ):
+            raise ValueError(
+                f"threshold must be one of {list(THRESHOLD_RULES)} or a percentile such as "
+                f"'99.9%', got {self.threshold!r}"
+            )
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not isinstance(self.channel_wise, bool):
+            raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
+        if self.threshold in ("mse", "gaussian", "trained") and math.inf in self.all_max_spikes():
+            raise ValueError(
+                f"threshold={self.threshold!r} divides by max_spikes, which is infinite; give a "
+                "finite max_spikes, or use threshold='max' or a percentile"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Options":
+        """A published setting by its name, with any option changed.
+
+        Args:
+            name: a key of ``PRESETS``.
+            **changes: options that differ from the published ones.
+
+        Raises:
+            ValueError: for an unknown name; lists the known ones.
+            TypeError: for an unknown option.
+
+        Example:
+            >>> Options.preset("burst", time_steps=16).threshold
+            '99.9%'
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+        return PRESETS[name].changed(**changes)
+
+    def changed(self, **changes: Any) -> "Options":
+        """A copy with some options changed.
+
+        Raises:
+            TypeError: for an unknown option; lists the known ones.
+
+        Example:
+            >>> Options(time_steps=4).changed(max_spikes=1).time_steps
+            4
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise TypeError(f"unknown option {', '.join(unknown)}; the options are {known}")
+        return dataclasses.replace(self, **changes)
+
+    def all_max_spikes(self) -> list[float]:
+        """Every Γ that a layer may get."""
+        gamma = self.max_spikes
+        return list(gamma.values()) if isinstance(gamma, Mapping) else [gamma]
+
+    def max_spikes_of(self, layers: Iterable[str]) -> dict[str, float]:
+        """Γ for each layer.
+
+        Raises:
+            ValueError: if a pattern matches no layer, or a layer no pattern.
+        """
+        layers = list(layers)
+        if not isinstance(self.max_spikes, Mapping):
+            return dict.fromkeys(layers, self.max_spikes)
+        found: dict[str, float] = {}
+        for pattern, value in self.max_spikes.items():
+            matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+            if not matches:
+                raise ValueError(f"max_spikes: {pattern!r} matches none of the layers {layers}")
+            for name in matches:
+                found.setdefault(name, value)
+        if missing := [name for name in layers if name not in found]:
+            raise ValueError(f"max_spikes: no pattern matches {missing}; add '*': 1 as the last one")
+        return found
+
+
+def _checked_max_spikes(value: Any) -> float | dict[str, float]:
+    """Γ, or a mapping of patterns to Γ, if they are sound."""
+    if not isinstance(value, Mapping):
+        return check_max_spikes(value)
+    if not value:
+        raise ValueError("max_spikes is an empty mapping; give a number, or {'*': 1}")
+    if wrong := [name for name in value if not isinstance(name, str)]:
+        raise TypeError(f"max_spikes maps names of layers to Γ, got {wrong[0]!r} as a name")
+    return {name: check_max_spikes(gamma) for name, gamma in value.items()}
+
+
+CHOICES: dict[str, list[str]] = {
+    "potential": list(POTENTIAL_RULES),
+    "max_pool": list(POOLING_RULES),
+    "coding": ["direct", *ENCODERS],
+    "inactivated_spikes": ["allow", "signed", "spike_calibration"],
+    "calibration": ["none", "light", "advanced"],
+}
+
+
+# Published settings: options that differ from the defaults, by the paper they come from.
+_PLAIN: dict[str, Any] = dict(
+    max_spikes=1,
+    channel_wise=False,
+    potential="zero",
+    inactivated_spikes="allow",
+    calibration="none",
+)
+PRESETS: dict[str, Options] = {
+    # Diehl et al., IJCNN 2015: normalisation by the maximum activation.
+    "diehl2015": Options(**_PLAIN | dict(threshold="max", max_pool="spike")),
+    # Li & Zeng, IJCAI 2022: burst spikes and lateral-inhibition pooling.
+    "burst": Options(**_PLAIN | dict(threshold="99.9%", max_spikes=5)),
+    # Li, He, Dong, Kong & Zeng, 2022: burst, and spike calibration of inactivated neurons.
+    "spicalib": Options(
+        **_PLAIN | dict(threshold="99.9%", max_spikes=5, inactivated_spikes="spike_calibration")
+    ),
+    # Bu et al., AAAI 2022: optimized potential initialization.
+    "opi": Options(**_PLAIN | dict(threshold="99.9%", potential="half")),
+    # Li et al., 2023 (IC-SNN): initial potential from the training set, coding compensation.
+    "ic_snn": Options(**_PLAIN | dict(threshold="99.9%", potential="data", coding="compensated")),
+    # Deng & Gu, ICLR 2021: threshold balancing and the shift by half a quantum.
+    "rts": Options(**_PLAIN | dict(threshold="max", potential="shift")),
+    # Ding et al., IJCAI 2021 (RNL): thresholds that training has fitted, as activation bounds.
+    "rnl": Options(**_PLAIN | dict(threshold="trained")),
+    # Li et al., ICML 2021: thresholds of least squared error, then biases layer by layer.
+    "calibration_light": Options(
+        **_PLAIN | dict(threshold="mse", channel_wise=True, calibration="light")
+    ),
+    # Li et al., ICML 2021: the same with weights; the fit is our closed form.
+    "calibration_advanced": Options(
+        **_PLAIN | dict(threshold="mse", channel_wise=True, potential="data", calibration="advanced")
+    ),
+}

@@ -1,0 +1,1 @@
+"""Rules that fit thresholds and initial potentials to activations."""

@@ -1,0 +1,1 @@
+"""Running a spiking network, and counting what it spends."""

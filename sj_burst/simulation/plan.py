@@ -1,0 +1,64 @@
+"""How many samples and steps run at a time."""
+
+from typing import NamedTuple
+
+import torch
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, nn
+
+from ..graph.evaluate import record
+from ..modules.temporal import TimeFold, time_folded
+from ..network import SpikingNetwork
+
+__all__ = ["plan_run"]
+
+
+class Plan(NamedTuple):
+    """How many samples run at a time, and how many steps."""
+
+    samples: int
+    chunk: int
+
+
+# Rows are folded: steps × samples. On a CPU the largest activation of a chunk stays below the size
+# from which memory comes fresh from the system, page by page, at every allocation.
+BYTES_ON_CPU = 24_000_000
+
+
+ROWS_ON_CPU = 512
+
+
+STEPS_ON_CPU = 8
+
+
+ROWS_ON_GPU = 16384  # more rows are no faster
+
+
+def plan_run(
+    snn: nn.Module, x: Tensor, time_steps: int, chunk: int | None, early_exit: float | None
+) -> Plan:
+    """How many samples and steps to run at a time, from what they take in memory."""
+    if not isinstance(snn, SpikingNetwork):
+        return Plan(len(x), 1)
+    snn.check_input(x)
+    chunk = 1 if chunk is None and early_exit is not None else chunk
+    if x.device.type == "cpu":
+        rows = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _largest_values(snn, x[:1])[-1]))
+        chunk = chunk or min(time_steps, STEPS_ON_CPU, rows)
+        parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // rows)
+        return Plan(-(-len(x) // parts), chunk)
+    rows = ROWS_ON_GPU
+    if x.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(x.device)
+        rows = min(rows, int(free / 4 / sum(_largest_values(snn, x[:1]))))
+    samples = max(1, min(len(x), rows))
+    return Plan(samples, chunk or max(1, min(time_steps, rows // samples)))
+
+
+def _largest_values(snn: SpikingNetwork, x: Tensor) -> list[int]:
+    """Bytes of the largest values of one sample in one step, which may exist side by side."""
+    reset_net(snn)
+    with time_folded(snn.graph, TimeFold(1, len(x))):
+        values = record(snn.graph, x).values()
+    sizes = sorted(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+    return [max(1, size) for size in sizes[-4:]]

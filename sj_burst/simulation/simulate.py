@@ -1,0 +1,176 @@
+"""Run a spiking network over a data set and record what it answers after every time step."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..modules.neuron import BurstIFNode
+from ..network import SpikingNetwork
+from ..utils import distributed
+from ..utils.checks import check_count, check_network, check_range
+from ..utils.inference import evaluate
+from ..utils.loader import batches, check_loader
+from .answers import Totals
+from .plan import plan_run
+from .result import SimulationResult
+from .spikes import SpikeCounter
+from .steps import Steps
+from .synops import count_operations, count_outputs
+
+__all__ = ["simulate"]
+
+
+@torch.no_grad()
+def simulate(
+    snn: nn.Module,
+    loader: Iterable[Any],
+    time_steps: int,
+    *,
+    chunk: int | None = None,
+    early_exit: float | None = None,
+    reference: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> SimulationResult:
+    r"""Present every sample for T steps and record the answer after each of them.
+
+    The answer after t steps is the mean output so far, :math:`\frac1t\sum_{s\le t} o(s)`. State is
+    reset before every batch and after the last. Steps run in chunks, so memory does not grow with
+    T, and what comes before the first neuron is computed once per batch. In the processes of a
+    ``torchrun``, each simulates its own batches and all return the result over all of them.
+
+    Args:
+        snn: a converted network; other SpikingJelly networks run step by step.
+        loader: batches ``(input, target)`` or inputs ``[N, ...]``. Samples with the label −100 do not
+            count, nor do pixels whose label is no class (255, say).
+        time_steps: T ≥ 1.
+        chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
+            a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
+        early_exit: a sample leaves at the end of a chunk once its confidence margin, the difference
+            of the two largest class probabilities, is at least this; it keeps its answer. See
+            :func:`sj_burst.fit_early_exit`. ``None`` for never.
+        reference: the ANN, to record the output's error against it.
+        device: where to run; ``None`` for where the network is.
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`SimulationResult`.
+
+    Raises:
+        ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
+            that was not converted by ``sj_burst``, or the loader is empty, or inputs are NaN, or
+            targets or the reference do not fit the output; or for a network of others in step mode "m".
+        TypeError: for a network without neurons, or a loader that does not yield tensors or
+            (input, target) tuples.
+
+    Example:
+        >>> from sj_burst import convert
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = convert(ann, [torch.rand(64, 3)], progress=False)
+        >>> data = [(torch.rand(8, 3), torch.zeros(8, dtype=torch.long))]
+        >>> simulate(snn, data, time_steps=4, progress=False).accuracy.shape
+        torch.Size([4])
+    """
+    _check(snn, loader, time_steps, chunk, early_exit, reference)
+    device = torch.device(device) if device is not None else _device_of(snn)
+    snn = snn.to(device)
+    training = snn.training
+    snn.eval()
+    totals = Totals(time_steps, early_exit)
+    try:
+        with ExitStack() as stack:
+            pairs = batches(loader)
+            head = next(pairs)
+            _check_target(head[1])
+            # Before anything is counted: it runs the network.
+            plan = plan_run(snn, head[0].to(device), time_steps, chunk, early_exit)
+            counter = stack.enter_context(SpikeCounter(snn, time_steps))
+            outputs: dict[str, Tensor] = {}
+            if isinstance(snn, SpikingNetwork):
+                outputs = stack.enter_context(count_outputs(snn))
+            pairs = chain([head], pairs)
+            for x, target in tqdm(pairs, "simulate", disable=not progress, leave=False):
+                _check_target(target)
+                x = x.to(device)
+                wanted: Tensor | None = None
+                if reference is not None:  # it stays where it is
+                    wanted = evaluate(reference, x.to(_device_of(reference))).to(device)
+                for first in range(0, len(x), plan.samples):
+                    rows = slice(first, first + plan.samples)
+                    counter.restart()
+                    totals.add(
+                        Steps(snn, x[rows], time_steps, plan.chunk),
+                        None if target is None else target[rows].to(device),
+                        None if wanted is None else wanted[rows],
+                    )
+        result = totals.result(counter.spikes)
+        if isinstance(snn, SpikingNetwork):
+            outputs = {name: distributed.total(value) for name, value in outputs.items()}
+            result.operations = count_operations(snn, outputs, x[:1], result.samples, time_steps)
+        return result
+    finally:
+        reset_net(snn)
+        snn.train(training)
+
+
+def _check(
+    snn: nn.Module,
+    loader: Any,
+    time_steps: object,
+    chunk: object,
+    early_exit: float | None,
+    reference: nn.Module | None,
+) -> None:
+    check_network(snn=snn)
+    check_count(time_steps=time_steps, chunk=1 if chunk is None else chunk)
+    if reference is not None:
+        check_network(reference=reference)
+    if isinstance(reference, SpikingNetwork):
+        raise TypeError("reference must be the ANN, got a converted network")
+    if not isinstance(snn, SpikingNetwork):
+        _check_spiking(snn)
+    if early_exit is not None:
+        check_range(0, 1, early_exit=early_exit)
+        if not isinstance(snn, SpikingNetwork):
+            raise ValueError(
+                f"early_exit needs a network converted with BurstRecipe, got {type(snn).__name__}; "
+                "leave it out"
+            )
+    if not hasattr(loader, "__next__"):  # it is read only once here
+        check_loader(loader)
+
+
+def _check_spiking(snn: nn.Module) -> None:
+    modes = {m.step_mode for m in snn.modules() if isinstance(m, BurstIFNode | neuron.BaseNode)}
+    if not modes:
+        raise TypeError(
+            f"simulate wants a spiking network, and there is no neuron in this {type(snn).__name__}; "
+            "convert it"
+        )
+    if modes != {"s"}:
+        raise ValueError(
+            "simulate runs the networks of others step by step, and this one is in step_mode='m'; call "
+            "spikingjelly's functional.set_step_mode(net, 's')"
+        )
+
+
+def _check_target(target: Any) -> None:
+    if target is not None and not isinstance(target, Tensor):
+        raise TypeError(
+            f"loader yields targets of type {type(target).__name__}; they must be tensors, one label a "
+            "sample, or left out"
+        )
+    if target is not None and target.dim() == 0:
+        raise ValueError("loader yields a target that is a single number; they must be [N, ...]")
+
+
+def _device_of(net: nn.Module) -> torch.device:
+    tensor = next(net.parameters(), next(net.buffers(), torch.empty(0)))
+    return tensor.device

@@ -1,0 +1,1 @@
+"""Checks, loaders, files and processes: what every part of the package uses."""

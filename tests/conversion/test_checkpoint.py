@@ -1,0 +1,198 @@
+import math
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import load, save
+from tests.networks import resnet, vgg
+
+X = torch.rand(8, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"calibration": "advanced", "max_spikes": 2},
+        {"channel_wise": False, "potential": "shift", "inactivated_spikes": "allow"},
+        {"inactivated_spikes": "spike_calibration", "max_pool": "gated"},
+        {"coding": "compensated", "max_pool": "average"},
+        {"max_spikes": {"2": 1, "*": 3}},
+    ],
+)
+@torch.no_grad()
+def test_round_trip_is_exact(convert, tmp_path, options):
+    snn = convert(vgg(), [X], **options)
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", vgg(seed=7))  # other weights, same architecture
+    assert torch.equal(snn.run(X, 5), again.run(X, 5))
+    assert again.options == snn.options
+    assert not again.training
+
+
+@torch.no_grad()
+def test_residual_networks_come_back(convert, tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    snn = convert(resnet(), [x], calibration="advanced")
+    save(snn, tmp_path / "snn.pt")
+    assert torch.equal(snn.run(x, 4), load(tmp_path / "snn.pt", resnet(seed=3)).run(x, 4))
+
+
+def test_a_mean_over_positions_comes_back(convert, tmp_path):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.conv(x).relu().mean((2, 3)))
+
+    ann = Mean()
+    snn = convert(ann, [X])
+    save(snn, tmp_path / "snn.pt")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "snn.pt", ann).run(X, 3), snn.run(X, 3))
+
+
+def test_infinite_bursts_come_back_with_gradients_on(convert, tmp_path):
+    snn = convert(vgg(), [X], max_spikes=math.inf, threshold="max", calibration="none")
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", vgg())
+    with torch.no_grad():
+        assert torch.equal(snn.run(X, 3), again.run(X, 3))
+
+
+def test_checksums_are_written_whatever_torch_is_told(convert, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        save(convert(vgg(), [X]), tmp_path / "snn.pt")
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load(tmp_path / "snn.pt", vgg())
+
+
+def test_wrong_architecture(convert, tmp_path):
+    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    with pytest.raises(ValueError, match="architecture"):
+        load(tmp_path / "snn.pt", nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.ReLU()))
+    other = vgg()
+    other[9] = nn.Linear(32, 7)
+    with pytest.raises(ValueError, match="does not fit"):
+        load(tmp_path / "snn.pt", other)
+
+
+@pytest.mark.parametrize(
+    ("index", "module", "message"),
+    [
+        (3, nn.AvgPool2d(2), "AvgPool2d"),  # none of these shows in shapes of parameters
+        (7, nn.MaxPool2d(2), "7.pool.kernel_size = 2"),
+        (4, nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), "circular"),
+        (0, nn.Conv2d(2, 4, 3, padding=1), "does not fit ann"),
+    ],
+)
+def test_architectures_that_parameters_do_not_tell_apart(convert, tmp_path, index, module, message):
+    save(convert(vgg(), [X]), tmp_path / "snn.pt")
+    other = vgg()
+    other[index] = module
+    if index == 0:
+        other[1], other[4] = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, padding=1)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "snn.pt", other)
+
+
+def test_foreign_and_damaged_files(convert, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.pt", vgg())
+    torch.save({"a": 1}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="not written by"):
+        load(tmp_path / "foreign.pt", vgg())
+    snn = convert(vgg(), [X])
+    save(snn, tmp_path / "snn.pt")
+    whole = (tmp_path / "snn.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load(tmp_path / "cut.pt", vgg())
+    flipped = bytearray(whole)
+    flipped[whole.index(next(snn.parameters()).detach().numpy().tobytes())] ^= 0x10
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    with pytest.raises(ValueError, match="is damaged, in its part"):
+        load(tmp_path / "flipped.pt", vgg())
+    content = torch.load(tmp_path / "snn.pt", weights_only=True)
+    torch.save(content | {"format": 99}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match="format 99"):
+        load(tmp_path / "later.pt", vgg())
+    options = content.pop("options")
+    torch.save(content, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match=r"lacks \['options'\]"):
+        load(tmp_path / "less.pt", vgg())
+    torch.save(content | {"options": options | {"new": 1}}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="another version"):
+        load(tmp_path / "more.pt", vgg())
+
+
+def test_an_interrupted_save_leaves_the_old_file(convert, tmp_path, monkeypatch):
+    path = tmp_path / "snn.pt"
+    snn = convert(vgg(), [X])
+    save(snn, path)
+    before = path.read_bytes()
+
+    def broken(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        save(snn, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["snn.pt"]
+
+
+def test_tied_weights_that_calibration_untied(convert, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    ann, x = Tied(), torch.rand(32, 8)
+    snn = convert(ann, [x], time_steps=4, max_spikes=1)
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", ann)
+    with torch.no_grad():
+        assert torch.equal(snn.run(x, 4), again.run(x, 4))
+    assert ann.a.weight is ann.b.weight
+
+
+def test_where_a_file_goes(convert, tmp_path):
+    snn = convert(vgg(), [X])
+    with pytest.raises(FileNotFoundError, match=r"no folder .*missing; make it first"):
+        save(snn, tmp_path / "missing" / "snn.pt")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save(snn, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no ordinary file"):
+        save(snn, tmp_path / "pipe")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "snn.pt")
+    save(snn, tmp_path / "link.pt")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "link.pt").is_symlink()
+    assert (tmp_path / "snn.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_load_wants_the_network_that_was_converted(convert, tmp_path):
+    snn = convert(vgg(), [X])
+    save(snn, tmp_path / "snn.pt")
+    for wrong in (snn, None):
+        with pytest.raises(TypeError, match="load wants the network that was converted"):
+            load(tmp_path / "snn.pt", wrong)
+
+
+def test_only_our_networks():
+    with pytest.raises(TypeError, match="converted by BurstRecipe"):
+        save(vgg(), "x.pt")

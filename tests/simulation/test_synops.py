@@ -1,0 +1,247 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import ann2snn, functional, neuron
+from torch import nn
+
+from sj_burst import simulate
+from sj_burst.simulation.synops import synops
+from tests.networks import resnet, vgg
+
+
+def spike_trains(snn, x, steps):
+    """n(t) of every neuron ``[T, N, ...]``, one step at a time."""
+    trains = {name: [] for name in snn.neurons()}
+    handles = []
+    for name, node in snn.neurons().items():
+
+        def hook(node, _, y, name=name):
+            theta = (
+                node.threshold.view(-1, *[1] * (y.dim() - 2)) if node.threshold.dim() else node.threshold
+            )
+            trains[name].append((y / theta).round().abs())
+
+        handles.append(node.register_forward_hook(hook))
+    functional.reset_net(snn)
+    with torch.no_grad():
+        for _ in range(steps):
+            snn(x)
+    functional.reset_net(snn)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.stack(train) for name, train in trains.items()}
+
+
+def conv_fanout(conv, i, j, size):
+    """Weights that meet input position (i, j) of one channel, by trying all of them."""
+    k, s, p, d = conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.dilation[0]
+    outputs = (size + 2 * p - d * (k - 1) - 1) // s + 1
+    hits = 0
+    for oi in range(outputs):
+        for oj in range(outputs):
+            for ki in range(k):
+                for kj in range(k):
+                    hits += (oi * s - p + ki * d, oj * s - p + kj * d) == (i, j)
+    return hits * conv.out_channels // conv.groups
+
+
+def transposed_fanout(conv, i, j, size):
+    k, s, p = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    outputs = (size - 1) * s - 2 * p + k + conv.output_padding[0]
+    hits = 0
+    for ki in range(k):
+        for kj in range(k):
+            hits += 0 <= i * s - p + ki < outputs and 0 <= j * s - p + kj < outputs
+    return hits * conv.out_channels // conv.groups
+
+
+def brute_force(train, conv, fanout):
+    """Python loops over every neuron's spikes."""
+    counts = train.sum((0, 1))
+    size = counts.shape[-1]
+    table = [[fanout(conv, i, j, size) for j in range(size)] for i in range(size)]
+    total = 0.0
+    for c in range(len(counts)):
+        for i in range(size):
+            for j in range(size):
+                total += counts[c, i, j].item() * table[i][j]
+    return total / train.shape[1]
+
+
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_synops_of_a_network_of_spikingjelly(channel_wise):
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(96, 3)),
+    )
+    x, steps = torch.randn(6, 2, 7, 7), 5
+    recipe = ann2snn.RateCodingRecipe([(x, x)], mode="99%", channel_wise=channel_wise)
+    snn = ann2snn.Converter(recipe).convert(net)
+    counts = {}
+    for name, node in snn.named_modules():
+        if isinstance(node, neuron.IFNode):
+            node.register_forward_hook(lambda _, __, y, name=name: counts.setdefault(name, []).append(y))
+    with torch.no_grad():
+        for _ in range(steps):
+            snn(x)
+    functional.reset_net(snn)
+    first, second = (torch.stack(train) for train in counts.values())
+    counted = synops(snn, [x], steps)
+    wanted = {"2": brute_force(first, net[2], conv_fanout), "5": 3 * second.sum().item() / 6}
+    assert {k: v.synops for k, v in counted.layers.items() if k != "0"} == pytest.approx(wanted)
+    assert counted.layers["0"].macs == counted.layers["0"].ann_macs
+
+
+@pytest.mark.parametrize("signed", ["signed", "allow"])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_synops_equal_a_brute_force_count(convert, signed, channel_wise):
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.ReLU()),
+        *(nn.Conv2d(6, 4, 3, padding=2, dilation=2), nn.ReLU()),
+        *(nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1, groups=2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(128, 3)),
+    )
+    x = torch.randn(6, 2, 7, 7)
+    snn = convert(
+        net, [x], max_spikes=3, inactivated_spikes=signed, channel_wise=channel_wise, time_steps=5
+    )
+    counted = synops(snn, [x[:4], x[4:]], 5)
+    trains = spike_trains(snn, x, 5)
+    for source, layer, fanout in (
+        ("1", "2", conv_fanout),
+        ("3", "4", conv_fanout),
+        ("5", "6", transposed_fanout),
+    ):
+        expected = brute_force(trains[source], net[int(layer)], fanout)
+        assert expected > 0
+        assert counted.layers[layer].synops == pytest.approx(expected, rel=1e-9)
+        assert counted.layers[layer].macs == 0
+    assert counted.layers["9"].synops == pytest.approx(trains["7"].sum().item() / 6 * 3)
+    first = sum(conv_fanout(net[0], i, j, 7) for i in range(7) for j in range(7)) * 2
+    assert counted.layers["0"].macs == counted.layers["0"].ann_macs == first
+    assert counted.layers["9"].ann_macs == 128 * 3
+
+
+class Mixed(nn.Module):
+    """Sums, concatenation, slicing, functional calls, a weighted layer after a weighted one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(8, 5)
+        self.last = nn.Linear(5, 2)
+        self.weight = nn.Parameter(torch.randn(2, 5))
+
+    def forward(self, x):
+        a = F.relu(self.first(x))
+        b = F.relu(self.second(a))
+        c = self.third(torch.cat([a - b, b * 2.0], 1))
+        left, right = torch.chunk(a, 2, 1)
+        return self.last(c) + F.linear(F.relu(c), self.weight) + left * 0.5 + right
+
+
+def test_operators_between_neurons_and_weights(convert):
+    x = torch.randn(10, 3)
+    snn = convert(Mixed(), [x], max_spikes=2)
+    counted = synops(snn, [x], 6)
+    a, b, c = (train.sum().item() / 10 for train in spike_trains(snn, x, 6).values())
+    layers = counted.layers
+    assert layers["second"].synops == pytest.approx(a * 4)
+    assert layers["third"].synops == pytest.approx((a + 2 * b) * 5)
+    assert (layers["last"].synops, layers["last"].macs) == (0, 6 * 10)  # reads currents
+    assert layers["linear"].synops == pytest.approx(c * 2)
+    assert counted.ann_macs == 12 + 16 + 40 + 10 + 10
+    assert counted.energy == pytest.approx(0.9 * counted.synops + 4.6 * (12 + 60))
+
+
+@pytest.mark.parametrize("rule", ["lateral_inhibition", "spike", "gated"])
+def test_max_pooling_passes_what_it_emits(convert, rule):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.MaxPool1d(2), nn.Linear(2, 5))
+    x = torch.randn(8, 6, 3)
+    snn = convert(net, [x], max_spikes=2, max_pool=rule, channel_wise=False, inactivated_spikes="allow")
+    counted = synops(snn, [x], 5)
+    theta = snn.neurons()["1"].threshold
+    emitted = []
+    snn.graph.get_submodule("2").register_forward_hook(
+        lambda _, __, y: emitted.append((y / theta).round().abs().sum().item())
+    )
+    with torch.no_grad():
+        for _ in range(5):
+            snn(x)
+    total = sum(emitted) / 8
+    assert total > 0
+    assert counted.layers["3"].synops == pytest.approx(total * 5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool1d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool1d(2),
+        nn.AdaptiveAvgPool1d(3),
+        nn.AvgPool2d((1, 3), (1, 2), (0, 1)),
+    ],
+)
+def test_average_pooling_counts_a_spike_in_every_window(convert, pool):
+    net = nn.Sequential(nn.Linear(7, 7), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(8, 4, 7)
+    with torch.no_grad():
+        net(x)
+    snn = convert(net, [x], max_spikes=2)
+    train = spike_trains(snn, x, 4)["1"].sum((0, 1)) / 8
+    expected = 0.0
+    for position in range(7):
+        one = torch.zeros(1, 4, 7)
+        one[..., position] = 1
+        windows = (pool(one)[0, 0] > 0).sum().item()
+        expected += train[:, position].sum().item() * windows * 2
+    assert synops(snn, [x], 4).layers["4"].synops == pytest.approx(expected)
+
+
+def test_spiking_inputs_cost_additions(convert):
+    x = torch.randn(8, 3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    snn = convert(net, [x], coding="rate")
+    counted = synops(snn, [x], 8)
+    theta = snn.graph.encoder.threshold.item()
+    spikes, u = 0, torch.zeros_like(x)
+    for _ in range(8):
+        u = u + x
+        n = (u / theta).trunc().clamp(-1, 1)
+        spikes, u = spikes + n.abs().sum().item(), u - theta * n
+    assert counted.macs == 0
+    assert counted.layers["0"].synops == pytest.approx(spikes / 8 * 4)
+
+
+@pytest.mark.parametrize("make, shape", [(resnet, (3, 8, 8)), (vgg, (2, 8, 8))])
+def test_whole_networks(convert, make, shape):
+    x = torch.randn(6, *shape)
+    snn = convert(make(), [x])
+    snn.step_mode = "m"
+    counted = synops(snn, [x], 4)
+    assert snn.step_mode == "m" and all(node.v is None for node in snn.neurons().values())
+    assert counted.synops > 0 and 0 < counted.macs < counted.ann_macs
+    assert json.loads(json.dumps(counted.to_dict()))["energy"] == pytest.approx(counted.energy)
+    assert "µJ" in str(counted)
+    # Every spike of the last neuron layer reaches the classifier.
+    snn.step_mode = "s"
+    spikes = simulate(snn, [(x, torch.zeros(6, dtype=torch.long))], 4, progress=False).spikes
+    if make is resnet:
+        last = list(spikes)[-1]
+        assert counted.layers["linear"].synops == pytest.approx(10 * spikes[last].sum().item(), rel=1e-3)
+
+
+def test_bad_arguments(convert):
+    x = torch.randn(4, 3)
+    snn = convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), [x])
+    with pytest.raises(ValueError, match="time_steps must be an integer"):
+        synops(snn, [x], 0)
+    with pytest.raises(ValueError, match="empty"):
+        synops(snn, [], 4)
+    with pytest.raises(TypeError, match="converted networks only"):
+        synops(nn.Linear(3, 2), [x], 4)
+    with pytest.raises(TypeError, match="no neuron"):
+        synops(torch.fx.symbolic_trace(nn.Linear(3, 2)), [x], 4)
