@@ -1,6 +1,5 @@
 """Layer by layer, what the spiking network transmits and what the ANN has in its place."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..graph.evaluate import depends_on_input
-from ..graph.standardize import rewrite_all
+from ..conversion.prepare import prepare
 from ..graph.trace import activation_names, is_module
 from ..modules.neuron import neurons
 from ..modules.pooling import MAX_POOLS
@@ -155,15 +153,20 @@ def layer_rates(
 
 
 def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
-    copied = copy.deepcopy(ann).to(example.device)
-    return rewrite_all(copied, torch.cat([example, example])[:2])
+    """The ANN as the conversion saw it, with the bounded activations that it has itself."""
+    try:
+        graph, bounded = prepare(ann, torch.cat([example, example])[:2], compare=False)
+    except ValueError as error:
+        raise ValueError(f"{error}; pass the network that snn was converted from") from error
+    for name, module in bounded.items():
+        graph.set_submodule(name, module)
+    return graph
 
 
 def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
     """Neurons and what stands for max-pooling, in order of execution."""
     missing = sorted(set(activation_names(graph)) ^ set(neurons(snn.graph)))
-    moving = depends_on_input(graph)
-    pools = [str(n.target) for n in graph.graph.nodes if n in moving and is_module(graph, n, MAX_POOLS)]
+    pools = [str(n.target) for n in graph.graph.nodes if is_module(graph, n, MAX_POOLS)]
     known = dict(snn.graph.named_modules())
     missing += [name for name in pools if name not in known]
     if missing:

@@ -6,7 +6,6 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..backends.dispatch import set_backend
-from ..graph.evaluate import depends_on_input
 from ..graph.repeat import repeat_constants
 from ..graph.trace import is_module
 from ..modules.encoding import ENCODERS
@@ -66,8 +65,7 @@ def insert_neurons(
     They run on the fastest backend that is installed.
     """
     replaced = {}
-    depending = depends_on_input(gm)
-    for node in [n for n in gm.graph.nodes if n in depending]:
+    for node in gm.graph.nodes:
         name = str(node.target)
         if is_module(gm, node, MAX_POOLS):
             replaced[name] = gm.get_submodule(name)

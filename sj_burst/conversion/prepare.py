@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.check import check_batch_independent, check_equal, check_supported
+from ..graph.check import check_batch_independent, check_equal, check_supported, in_double
 from ..graph.fuse import fuse
 from ..graph.standardize import rewrite
 from ..graph.trace import activation_names, copy_with_plain_weights, trace
@@ -39,19 +39,31 @@ def prepare(
         raise TypeError("the network is converted already; pass the one it was converted from")
     gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
     check_supported(gm, x, problems)
+    ann = copy.deepcopy(ann).to(x.device) if compare else ann  # with its hooks
     if compare:
-        ann = copy.deepcopy(ann).to(x.device)  # with its hooks
         check_equal(gm, ann, x)
         check_batch_independent(gm, x)
-    fuse(gm, x)
-    if compare:
-        check_equal(gm, ann, x)
+    gm = _fused(gm, ann, x, compare)
     if not activation_names(gm):
         raise ValueError(
             "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
         )
     replaced = clip_bounded(gm)
     return trace(gm), replaced  # once more: containers of modules become their modules
+
+
+def _fused(gm: fx.GraphModule, ann: nn.Module, x: Tensor, compare: bool) -> fx.GraphModule:
+    """The graph with BatchNorm folded, in double precision where it runs in that, and then rounded."""
+    dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
+    dtype = next((d for d in dtypes.values() if d.is_floating_point), x.dtype)
+    wide, precise = in_double(gm, x)
+    fuse(wide, precise)
+    if compare:
+        check_equal(wide, ann, precise if wide is not gm else x)
+    for name, tensor in (*wide.named_parameters(), *wide.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtypes.get(name, dtype))  # a bias may be new
+    return wide
 
 
 def clip_bounded(gm: fx.GraphModule) -> dict[str, nn.Module]:

@@ -1,65 +1,29 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
-import operator
+import copy
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..modules.bounded import BoundedActivation
 from ..modules.pooling import MAX_POOLS
 from ..utils.inference import evaluate
-from .evaluate import depends_on_input, record
-from .trace import describe, is_module, source_line, unsupported_message
-
-__all__ = ["check_batch_independent", "check_equal", "check_supported"]
-
-# A firing rate passes exactly through an affine map: the mean of its outputs over time is its
-# output for the mean. These are affine in eval mode.
-AFFINE_MODULES: tuple[type[nn.Module], ...] = (
-    *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle),
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+from .evaluate import depends_on_input, has_tensor, record
+from .operators import (
+    ACTIVATIONS,
+    AFFINE_FUNCTIONS,
+    AFFINE_METHODS,
+    AFFINE_MODULES,
+    DIVISIONS,
+    FIRING,
+    PRODUCT_METHODS,
+    PRODUCTS,
 )
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh, BoundedActivation)
+from .trace import describe, is_module, place_of, problem_text, unsupported_message
 
-AFFINE_FUNCTIONS = {
-    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.getitem),
-    *(torch.add, torch.sub, torch.neg, torch.cat, torch.concat, torch.stack, torch.chunk),
-    *(torch.split, torch.flatten, torch.unflatten, torch.reshape, torch.permute, torch.transpose),
-    *(torch.squeeze, torch.unsqueeze, torch.mean, torch.sum, torch.narrow, torch.select),
-    *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
-    *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
-    *(F.fold, F.unfold, torch.channel_shuffle),
-    *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
-}
-# Linear in one operand when the others do not depend on the input.
-PRODUCTS = {
-    *(operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.matmul),
-    *(torch.mul, torch.div, torch.matmul, torch.bmm, torch.einsum, F.linear),
-    *(F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-}
-AFFINE_METHODS = {
-    *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
-    *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
-    *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
-    *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
-}
-PRODUCT_METHODS = {"mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide"}
-_DIVISIONS = {operator.truediv, operator.itruediv, torch.div, "div", "div_", "true_divide"}
+__all__ = ["check_batch_independent", "check_equal", "check_supported", "in_double"]
 
 REMEDIES = {
     "softmax": "return the logits instead; the class of the maximum is the same",
@@ -77,30 +41,87 @@ REMEDIES = {
     "dropout": "use nn.Dropout, which is dropped",
 }
 _DEFAULT_REMEDY = "replace it by ReLU, max-pooling or an affine operation, or move it after the SNN"
+_AFTER = (
+    "nothing fires after it; leave it out of the network, and apply it to the mean output of the "
+    "spiking network afterwards"
+)
+_LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
+
+
+def check_supported(
+    gm: fx.GraphModule, x: Tensor, known: Mapping[fx.Node, str] = MappingProxyType({})
+) -> None:
+    """Raise one error that lists every node no spiking network can compute.
+
+    A network that returns anything but one tensor is refused, too.
+
+    Args:
+        gm: a standardized graph.
+        x: example input ``[N, ...]``.
+        known: nodes that :func:`~sj_burst.graph.standardize.rewrite` has found wrong, and why.
+
+    Raises:
+        ValueError: names each node, its type, its source line and what to do instead.
+
+    Example:
+        >>> from sj_burst import standardize
+        >>> x = torch.rand(2, 3)
+        >>> check_supported(standardize(nn.Sequential(nn.SiLU(), nn.ReLU()), x), x)
+        Traceback (most recent call last):
+        ValueError: 1 operation(s) cannot be converted to spikes:
+          - 0 (SiLU module): retrain with ReLU, which is the function a spiking neuron computes
+    """
+    values = record(gm, x)
+    output = values[next(iter(reversed(gm.graph.nodes)))]
+    if not isinstance(output, Tensor):
+        kind = next((k.__name__ for k in (dict, list, tuple) if isinstance(output, k)), None)
+        raise ValueError(
+            f"the network must return one tensor, it returned {kind or type(output).__name__}; wrap it "
+            "in a module that returns the output to be converted"
+        )
+    problems = list(known.values())
+    depending, before = depends_on_input(gm), _before_neurons(gm)
+    for node in gm.graph.nodes:
+        problem = None if node in known else _problem(gm, node, values, depending)
+        if problem is not None:
+            # Most activations can be applied to the mean output as well.
+            last = before and node not in before and problem.startswith("retrain")
+            problems.append(problem_text(gm, node, _AFTER if last else problem))
+    if problems:
+        raise ValueError(unsupported_message(problems))
+
+
+def _before_neurons(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes from which an activation or max-pooling can be reached."""
+    found: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if any(user in found or is_module(gm, user, FIRING) for user in node.users):
+            found.add(node)
+    return found
 
 
 def _problem(
-    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], dynamic: set[fx.Node]
+    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], depending: set[fx.Node]
 ) -> str | None:
     """What is wrong with one node, or None."""
-    operands = [n for n in node.all_input_nodes if n in dynamic and isinstance(values[n], Tensor)]
-    if node not in dynamic:
-        return None  # constants may be computed in any way
+    if node not in depending:
+        return None
     if node.op == "call_module":
         return _module_problem(gm.get_submodule(str(node.target))) or _shape_problem(gm, node, values)
-    if node.op not in ("call_function", "call_method") or not _has_tensor(values[node]):
+    operands = [n for n in node.all_input_nodes if n in depending and isinstance(values[n], Tensor)]
+    if node.op not in ("call_function", "call_method") or not has_tensor(values[node]):
         return None
-    if not operands and not any(n in dynamic and _has_tensor(values[n]) for n in node.all_input_nodes):
+    if not operands and not any(n in depending and has_tensor(values[n]) for n in node.all_input_nodes):
         return None  # of sizes alone
     if _rounds(node, operands, values):
         return "it rounds, which a rate does not pass; leave the rounding out"
     products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
     if node.target in products:
         several = len(operands) > 1 or _occurrences(node, operands) > 1
-        divisor = node.target in _DIVISIONS and (not node.args or node.args[0] not in operands)
+        divisor = node.target in DIVISIONS and (not node.args or node.args[0] not in operands)
         return REMEDIES["mul"] if several or divisor else None
     affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS
-    return None if node.target in affine else _remedy(str(describe(gm, node)))
+    return None if node.target in affine else _remedy(describe(gm, node))
 
 
 def _rounds(node: fx.Node, operands: list[fx.Node], values: dict[fx.Node, Any]) -> bool:
@@ -128,71 +149,22 @@ def _shape_problem(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]
     return None
 
 
-_LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
-
-
 def _remedy(name: str) -> str:
     name = name.lower()
     return next((text for key, text in REMEDIES.items() if key in name), _DEFAULT_REMEDY)
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_has_tensor, value))
-    return isinstance(value, Tensor)
 
 
 def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
     return sum(argument in operands for argument in (*node.args, *node.kwargs.values()))
 
 
-def check_supported(
-    gm: fx.GraphModule, x: Tensor, known: Mapping[fx.Node, str] = MappingProxyType({})
-) -> None:
-    """Raise one error that lists every node no spiking network can compute.
-
-    A network that returns anything but one tensor is refused, too.
-
-    Args:
-        gm: a standardized graph.
-        x: example input ``[N, ...]``.
-        known: nodes that :func:`~sj_burst.graph.standardize.rewrite` has found wrong, and why.
-
-    Raises:
-        ValueError: names each node, its type, its source line and what to do instead.
-
-    Example:
-        >>> from sj_burst import standardize
-        >>> x = torch.rand(2, 3)
-        >>> check_supported(standardize(nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), x), x)
-        Traceback (most recent call last):
-        ValueError: 1 operation(s) cannot be converted to spikes:
-          - 1 (Sigmoid module): return the logits instead, or retrain a gate without it
-    """
-    values = record(gm, x)
-    dynamic = depends_on_input(gm)
-    output = values[next(iter(reversed(gm.graph.nodes)))]
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the network must return one tensor, it returned {type(output).__name__}; wrap it in "
-            "a module that returns the output to be converted"
-        )
-    problems = list(known.values())
-    for node in gm.graph.nodes:
-        if node not in known and (problem := _problem(gm, node, values, dynamic)):
-            where = source_line(node) if node.op != "call_module" else ""
-            name = node.target if node.op == "call_module" else node.name
-            at = f", {where}" if where else ""
-            problems.append(f"{name} ({describe(gm, node)}{at}): {problem}")
-    if problems:
-        raise ValueError(unsupported_message(problems))
-
-
+@torch.no_grad()
 def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
     """Raise if an operator mixes the samples of a batch: time steps would mix with them.
 
-    The graph runs on the batch, on other samples, and on both in one batch; the last must give the
-    rows of the first two. What fires, and the output, must have one row a sample.
+    The graph runs on the batch, on other samples, and on both in one batch, in double precision. What
+    enters an activation or max-pooling, what leaves it, and the output must have one row a sample,
+    and the rows of the large batch must be those of the small ones.
 
     Args:
         gm: a standardized graph.
@@ -211,7 +183,9 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         Traceback (most recent call last):
         ValueError: mean (Tensor.mean, ...) mixes the samples of a batch, which ...
     """
-    others = x.flip(0) / 2 if x.is_floating_point() else x.flip(0)
+    gm, x = in_double(gm, x)
+    others = x.flip(0).roll(1, -1)  # other samples, even if those of the batch are alike
+    others = others / 2 if x.is_floating_point() else others
     first, second = record(gm, x), record(gm, others)
     try:
         both = record(gm, torch.cat([x, others]))
@@ -220,38 +194,53 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
             "the network runs only at the batch size of its loader, but time steps are folded into "
             f"the batch; replace fixed batch sizes, as in view({len(x)}, -1), by x.size(0): {error}"
         ) from error
-    dynamic = depends_on_input(gm)
-    for node, value in first.items():
-        if node not in dynamic or not isinstance(value, Tensor):
+    rounding = _rounding(first)
+
+    def mixes(node: fx.Node) -> bool:
+        return not _are_rows(both[node], first[node], second[node], rounding)
+
+    for node in gm.graph.nodes:
+        fires = is_module(gm, node, FIRING)
+        if not (fires or node.op == "output") or not isinstance(first[node], Tensor):
             continue
-        fires = is_module(gm, node, (*ACTIVATIONS, *MAX_POOLS))
-        if (fires or node.op == "output") and value.shape[:1] != x.shape[:1]:
+        if first[node].shape[:1] != x.shape[:1]:
             what = f"{node.target} ({describe(gm, node)})" if fires else "the network"
             raise ValueError(
-                f"{what} returns {list(value.shape)} for a batch of {len(x)}: time steps are folded "
-                "into the batch, so activations, max-pooling and the output need one row a sample; pass "
-                "crops or frames as samples of their own, and combine the answers afterwards"
+                f"{what} returns {list(first[node].shape)} for a batch of {len(x)}: time steps are "
+                "folded into the batch, so activations, max-pooling and the output need one row a "
+                "sample; pass crops or frames as samples of their own, and combine the answers"
             )
-        expected = torch.cat([value, second[node]]) if value.dim() else value
-        got = both[node]
-        if got.shape != expected.shape or not _close(got, expected, 1e-3):
-            where = source_line(node)
-            raise ValueError(
-                f"{node.name} ({describe(gm, node)}{', ' + where if where else ''}) mixes the "
-                "samples of a batch, which a folded time axis does not allow; make each sample's "
-                "result depend on that sample alone"
+        if any(map(mixes, (*node.all_input_nodes, node))):
+            culprit = next(n for n in gm.graph.nodes if isinstance(first[n], Tensor) and mixes(n))
+            problem = (
+                "mixes the samples of a batch, which a folded time axis does not allow; make each "
+                "sample's result depend on that sample alone"
             )
+            raise ValueError(f"{place_of(gm, culprit)} {problem}")
 
 
-def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: float = 1e-4) -> None:
+def _are_rows(both: Tensor, first: Tensor, second: Tensor, rounding: float) -> bool:
+    """Whether a value of two batches in one is those of the batches, one after the other."""
+    if both.dim() == 0 or both.shape == first.shape:  # no dimension belongs to the batch
+        return _close(both, first, rounding)
+    grown = [d for d in range(both.dim()) if both.shape[d] != first.shape[d]]
+    if len(grown) != 1 or both.shape[grown[0]] != 2 * first.shape[grown[0]]:
+        return False
+    return _close(both, torch.cat([first, second], grown[0]), rounding)
+
+
+def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: float = 1e-6) -> None:
     """Raise if a graph does not compute what the network computes.
+
+    Both run in double precision, where rounding cannot hide a difference, nor pass for one; or in
+    their own, if they insist on it.
 
     Args:
         gm: a rewritten graph.
-        model: the network it came from; runs in eval mode, and its mode is put back.
+        model: the network it came from; a copy of it runs, in eval mode.
         x: example input ``[N, ...]``.
-        tolerance: largest difference, relative to the largest output; half precision is allowed
-            its rounding.
+        tolerance: largest difference relative to the largest output; weights that a parametrization
+            computes are rounded to the network's precision.
 
     Raises:
         ValueError: with the relative difference.
@@ -261,8 +250,37 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
         >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
     """
-    for expected, got in zip(_tensors(evaluate(model, x)), _tensors(gm(x.clone())), strict=True):
-        _check_same(got, expected, tolerance)
+    graph, precise = in_double(gm, x)
+    if graph is not gm:
+        model = copy.deepcopy(model).double()
+    values = record(graph, precise)
+    got = values[next(iter(reversed(graph.graph.nodes)))]
+    for a, b in zip(_tensors(got), _tensors(evaluate(model, precise)), strict=True):
+        _check_same(a, b, max(_rounding(values), tolerance))
+
+
+def in_double(gm: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, Tensor]:
+    """A copy of a graph in double precision, and its input; both as they are if it does not run so.
+
+    Example:
+        >>> gm, x = in_double(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 1))), torch.zeros(1, 2))
+        >>> gm(x).dtype
+        torch.float64
+    """
+    precise = x.double() if x.is_floating_point() else x
+    try:
+        wide = copy.deepcopy(gm).double()
+        record(wide, precise)
+    except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
+        return gm, x
+    return wide, precise
+
+
+def _rounding(values: dict[fx.Node, Any]) -> float:
+    """Relative difference that rounding may cause in the least precise of these values."""
+    types = {v.dtype for v in values.values() if isinstance(v, Tensor) and v.is_floating_point()}
+    eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
+    return 1e-9 if eps < 1e-12 else max(1e-4, 16 * eps)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -274,10 +292,10 @@ def _tensors(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
-def _check_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
+def _check_same(got: Tensor, expected: Tensor, rounding: float) -> None:
     if not expected.isfinite().all():
         raise ValueError("the network's output has NaN or infinite values; check weights and input")
-    if expected.shape != got.shape or not _close(got, expected, tolerance):
+    if expected.shape != got.shape or not _close(got, expected, rounding):
         difference = "shape" if expected.shape != got.shape else f"{_difference(got, expected):.2g}"
         raise ValueError(
             f"the traced graph differs from the network (relative difference: {difference}); usual "
@@ -287,11 +305,15 @@ def _check_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item()
+    """Largest difference relative to the largest finite value; infinities may be equal, too."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    largest = torch.where(b.isfinite(), b, 0.0).abs().max().clamp_min(1e-12)
+    return (torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf).max() / largest).item()
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def _close(a: Tensor, b: Tensor, rounding: float) -> bool:
+    if a.shape != b.shape:
+        return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    rounding = 16 * torch.finfo(a.dtype).eps  # exceeds the tolerance in half precision only
-    return a.numel() == 0 or _difference(a, b) <= max(tolerance, rounding)
+    return a.numel() == 0 or _difference(a, b) <= rounding

@@ -8,13 +8,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
 from .evaluate import record
+from .operators import BATCH_NORMS, TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from .trace import call_sites, is_module
 
 __all__ = ["fuse", "unfused"]
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def fuse(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
@@ -57,23 +54,23 @@ def fuse(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
 
 def unfused(gm: fx.GraphModule) -> list[str]:
     """Names of the BatchNorm modules that stayed."""
-    return [str(node.target) for node in gm.graph.nodes if is_module(gm, node, _BATCH_NORMS)]
+    return [str(node.target) for node in gm.graph.nodes if is_module(gm, node, BATCH_NORMS)]
 
 
 def _foldable(gm: fx.GraphModule, node: fx.Node) -> bool:
-    if not is_module(gm, node, _BATCH_NORMS) or call_sites(gm, node.target) > 1:
+    if not is_module(gm, node, BATCH_NORMS) or call_sites(gm, node.target) > 1:
         return False
     return gm.get_submodule(str(node.target)).running_mean is not None
 
 
 def _layer(gm: fx.GraphModule, node: object, dims: dict[fx.Node, int]) -> Any:
     """The affine layer that ``node`` calls, if nothing else calls it and channels are dimension 1."""
-    if not isinstance(node, fx.Node) or not is_module(gm, node, (nn.Linear, *_CONVS, *_TRANSPOSED)):
+    if not isinstance(node, fx.Node) or not is_module(gm, node, WEIGHTED):
         return None
     layer = gm.get_submodule(str(node.target))
     if isinstance(layer, nn.Linear) and dims[node] != 2:
         return None
-    if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS) and layer.groups != 1:
         return None  # torch cannot fold into these
     return layer if call_sites(gm, node.target) == 1 else None
 
@@ -89,7 +86,7 @@ def _fold_backward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) 
     if isinstance(layer, nn.Linear):
         fused: nn.Module = fusion.fuse_linear_bn_eval(layer, bn)
     else:
-        fused = fusion.fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, _TRANSPOSED))
+        fused = fusion.fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, TRANSPOSED_CONVOLUTIONS))
     gm.set_submodule(str(source.target), fused.to(dtype))
     return True
 
@@ -97,7 +94,7 @@ def _fold_backward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) 
 def _fold_forward(gm: fx.GraphModule, node: fx.Node, dims: dict[fx.Node, int]) -> bool:
     user = next(iter(node.users))
     layer = _layer(gm, user, dims)
-    if len(node.users) > 1 or layer is None or isinstance(layer, _TRANSPOSED):
+    if len(node.users) > 1 or layer is None or isinstance(layer, TRANSPOSED_CONVOLUTIONS):
         return False
     if not isinstance(layer, nn.Linear) and _is_padded(layer):
         return False

@@ -52,6 +52,7 @@ def repeat_constants(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
             return held[node]
         with gm.graph.inserting_after(node):
             if isinstance(values[node], Tensor):
+                _check_rows(node, values[node], len(x))
                 name = f"hold_{node.name}"
                 gm.add_submodule(name, RepeatOverTime(step_mode="m"))
                 held[node] = gm.graph.call_module(name, (node,))
@@ -68,6 +69,14 @@ def repeat_constants(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
     gm.graph.lint()
     gm.recompile()
     return gm
+
+
+def _check_rows(node: fx.Node, value: Tensor, batch: int) -> None:
+    if value.shape[:1] != (batch,):
+        raise ValueError(
+            f"{node.name} returns {list(value.shape)} for a batch of {batch}, and meets spikes, which "
+            "have one row a sample and step; put the samples first, as in torch.stack([a, b], dim=1)"
+        )
 
 
 def _takes_both(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..modules.bounded import BoundedActivation
-from .evaluate import depends_on_input
+from ..utils.exclusive import CONVERTING
+from .operators import ACTIVATIONS
 
 __all__ = [
     "TAKE_SIZES",
@@ -98,7 +99,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     tracer = _Tracer()
     try:
-        with _sizes_as_arguments():
+        with CONVERTING, _sizes_as_arguments():
             graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:
         raise ValueError(
@@ -160,8 +161,8 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
 def source_line(node: fx.Node) -> str:
     """Where the user's code made this node, as ``file:line``, or an empty string."""
     frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-    frames = [f for f in frames if "/torch/" not in f[0].replace(os.sep, "/") and f[0] != __file__]
-    return f"{os.path.basename(frames[-1][0])}:{frames[-1][1]}" if frames else ""
+    users = [f for f in frames if "/torch/" not in f[0].replace(os.sep, "/") and f[0] != __file__]
+    return f"{os.path.basename(users[-1][0])}:{users[-1][1]}" if users else ""
 
 
 def is_module(gm: fx.GraphModule, node: fx.Node, kinds: Any) -> bool:
@@ -176,9 +177,7 @@ def call_sites(gm: fx.GraphModule, target: object) -> int:
 
 def activation_names(gm: fx.GraphModule) -> list[str]:
     """Names of the activation modules of a standardized graph, in order of execution."""
-    kinds = (nn.ReLU, nn.Hardtanh, BoundedActivation)
-    moving = depends_on_input(gm)
-    return [str(n.target) for n in gm.graph.nodes if n in moving and is_module(gm, n, kinds)]
+    return [str(n.target) for n in gm.graph.nodes if is_module(gm, n, ACTIVATIONS)]
 
 
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:
@@ -188,6 +187,18 @@ def describe(gm: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_method":
         return f"Tensor.{node.target}"
     return getattr(node.target, "__name__", str(node.target))
+
+
+def problem_text(gm: fx.GraphModule, node: fx.Node, problem: str) -> str:
+    """A problem with its node's name, kind and line in the user's code."""
+    return f"{place_of(gm, node)}: {problem}"
+
+
+def place_of(gm: fx.GraphModule, node: fx.Node) -> str:
+    """A node's name, kind and line in the user's code."""
+    name = node.target if node.op == "call_module" else node.name
+    where = source_line(node)
+    return f"{name} ({describe(gm, node)}{', ' + where if where else ''})"
 
 
 def unsupported_message(problems: list[str]) -> str:

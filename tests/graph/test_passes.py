@@ -43,7 +43,7 @@ def test_graphs_equal_the_network(name):
     check_batch_independent(gm, x)
     expected = copy.deepcopy(net).eval()(x)
     assert difference(gm(x), expected) <= 1e-5
-    check_equal(fuse(gm, x), net, x)
+    check_equal(fuse(gm, x), net, x, tolerance=1e-5)
     assert difference(gm(x), expected) <= 1e-5
     # The network that came in is as it was.
     assert net.training

@@ -1,0 +1,197 @@
+"""What module stands for a call: the tables of calls that are rewritten, and their builders."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..modules.bounded import BoundedActivation
+from ..modules.pooling import MAX_POOLS
+from .operators import DROPOUTS
+
+__all__ = ["FUNCTIONS", "METHODS", "Unsupported", "over_whole_map", "standard_module"]
+
+
+class Unsupported(Exception):
+    """An operator that has no spiking counterpart with these arguments; the text is the remedy."""
+
+
+# Builders: called with a call site's arguments (the input is unused), they return the module that
+# stands for it, or None to leave the call as it is. Python binds the arguments for us.
+
+
+def _relu(_: object, inplace: bool = False) -> nn.Module:
+    return nn.ReLU()
+
+
+def _clamp(_: object, min: float | None = None, max: float | None = None) -> nn.Module:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raise Unsupported("clamp needs plain numbers as bounds")
+    if min is None or min != 0:
+        raise Unsupported("only clamp(0, k) and clamp(min=0) act like a ReLU; use one of them")
+    return nn.ReLU() if max is None else _bounded(max)
+
+
+def _hardtanh(
+    _: object, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> nn.Module:
+    return _clamp(_, min_val, max_val)
+
+
+def _relu6(_: object, inplace: bool = False) -> nn.Module:
+    return _bounded(6.0)
+
+
+def _bounded(max_value: float) -> nn.Module:
+    if not max_value > 0:
+        raise Unsupported(f"an upper bound of {max_value} leaves nothing to transmit")
+    return nn.Hardtanh(0.0, float(max_value))
+
+
+def _threshold(_: object, threshold: float, value: float, inplace: bool = False) -> nn.Module:
+    if threshold != 0 or value != 0:
+        raise Unsupported("only Threshold(0, 0) is a ReLU; retrain with ReLU")
+    return nn.ReLU()
+
+
+def _max_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
+    def build(
+        _: object,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> nn.Module:
+        if return_indices:
+            raise Unsupported("indices of a max-pooling cannot be used by a spiking network")
+        return module(kernel_size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+
+    return build
+
+
+def _adaptive_max_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
+    def build(_: object, output_size: Any, return_indices: bool = False) -> nn.Module:
+        if return_indices:
+            raise Unsupported("indices of a max-pooling cannot be used by a spiking network")
+        return module(output_size)
+
+    return build
+
+
+def _avg_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
+    def build(_: object, kernel_size: Any, stride: Any = None, *args: Any, **kw: Any) -> nn.Module:
+        return module(kernel_size, stride or None, *args, **kw)
+
+    return build
+
+
+def over_whole_map(pool: Any, x: Tensor) -> nn.Module | None:
+    """The adaptive module of a pooling whose window is the whole map ``x``, at any resolution."""
+    if type(pool) not in _ADAPTIVE:
+        return None
+    dims = int(type(pool).__name__[-2])
+    window = (pool.kernel_size,) * dims if isinstance(pool.kernel_size, int) else tuple(pool.kernel_size)
+    whole = window == tuple(x.shape[-dims:]) and pool.padding in (0, (0,) * dims)
+    return _ADAPTIVE[type(pool)](1) if whole else None
+
+
+_ADAPTIVE: dict[type[nn.Module], Callable[[int], nn.Module]] = {
+    nn.AvgPool1d: nn.AdaptiveAvgPool1d,
+    nn.AvgPool2d: nn.AdaptiveAvgPool2d,
+    nn.AvgPool3d: nn.AdaptiveAvgPool3d,
+    nn.MaxPool1d: nn.AdaptiveMaxPool1d,
+    nn.MaxPool2d: nn.AdaptiveMaxPool2d,
+    nn.MaxPool3d: nn.AdaptiveMaxPool3d,
+}
+
+
+def _adaptive_avg_pool(module: type[nn.Module]) -> Callable[..., nn.Module]:
+    return lambda _, output_size: module(output_size)
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> nn.Module | None:
+    dims = {dim} if isinstance(dim, int) else set(dim or ())
+    if x.dim() != 4 or {d % 4 for d in dims} != {2, 3} or options:
+        return None  # linear as it is; what it does to the batch is checked on real data
+    pool = nn.AdaptiveAvgPool2d(1)
+    return pool if keepdim else nn.Sequential(pool, nn.Flatten())
+
+
+def _dropout(_: object, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    if training:
+        raise Unsupported("dropout with training=True is random at inference; pass self.training")
+    return nn.Identity()
+
+
+FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
+    F.relu: _relu,
+    F.relu_: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.hardtanh_: _hardtanh,
+    F.threshold: _threshold,
+    torch.clamp: _clamp,
+    torch.clamp_: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_min: _clamp,
+    F.max_pool1d: _max_pool(nn.MaxPool1d),
+    F.max_pool2d: _max_pool(nn.MaxPool2d),
+    F.max_pool3d: _max_pool(nn.MaxPool3d),
+    torch.max_pool1d: _max_pool(nn.MaxPool1d),
+    torch.max_pool2d: _max_pool(nn.MaxPool2d),
+    torch.max_pool3d: _max_pool(nn.MaxPool3d),
+    F.adaptive_max_pool1d: _adaptive_max_pool(nn.AdaptiveMaxPool1d),
+    F.adaptive_max_pool2d: _adaptive_max_pool(nn.AdaptiveMaxPool2d),
+    F.adaptive_max_pool3d: _adaptive_max_pool(nn.AdaptiveMaxPool3d),
+    F.avg_pool1d: _avg_pool(nn.AvgPool1d),
+    F.avg_pool2d: _avg_pool(nn.AvgPool2d),
+    F.avg_pool3d: _avg_pool(nn.AvgPool3d),
+    F.adaptive_avg_pool1d: _adaptive_avg_pool(nn.AdaptiveAvgPool1d),
+    F.adaptive_avg_pool2d: _adaptive_avg_pool(nn.AdaptiveAvgPool2d),
+    F.adaptive_avg_pool3d: _adaptive_avg_pool(nn.AdaptiveAvgPool3d),
+    torch.mean: _mean,
+    F.dropout: _dropout,
+    F.dropout1d: _dropout,
+    F.dropout2d: _dropout,
+    F.dropout3d: _dropout,
+    torch.dropout: _dropout,
+}
+
+METHODS: dict[str, Callable[..., nn.Module | None]] = {
+    "relu": _relu,
+    "relu_": _relu,
+    "clamp": _clamp,
+    "clamp_": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+    "clamp_min_": _clamp,
+    "mean": _mean,
+}
+
+
+def standard_module(module: nn.Module) -> nn.Module | None:
+    """The standard form of a module, or None to keep it."""
+    if isinstance(module, nn.ReLU6):  # before Hardtanh, its base class
+        return _relu6(None)
+    if type(module) is nn.ReLU:
+        return nn.ReLU()
+    if type(module) is nn.Hardtanh:
+        return _hardtanh(None, module.min_val, module.max_val)
+    if type(module) is nn.Threshold:
+        return _threshold(None, module.threshold, module.value)
+    if isinstance(module, BoundedActivation):
+        return copy.deepcopy(module)
+    if isinstance(module, MAX_POOLS):
+        if module.return_indices:
+            raise Unsupported("indices of a max-pooling cannot be used by a spiking network")
+        return copy.deepcopy(module)
+    if isinstance(module, DROPOUTS):
+        return nn.Identity()
+    return None

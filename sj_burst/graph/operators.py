@@ -1,0 +1,133 @@
+"""What each operator is: the one table that every pass reads."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..modules.bounded import BoundedActivation
+from ..modules.pooling import MAX_POOLS
+
+__all__ = [
+    "ACTIVATIONS",
+    "AFFINE_FUNCTIONS",
+    "AFFINE_METHODS",
+    "AFFINE_MODULES",
+    "AVERAGE_POOLS",
+    "BATCH_NORMS",
+    "CONVOLUTIONS",
+    "DIVISIONS",
+    "DROPOUTS",
+    "ELEMENTWISE",
+    "FIRING",
+    "OUT_OF_PLACE",
+    "PRODUCTS",
+    "PRODUCT_METHODS",
+    "SUMS",
+    "TRANSPOSED_CONVOLUTIONS",
+    "WEIGHTED",
+    "WEIGHTED_CALLS",
+    "same_size",
+]
+
+Kinds = tuple[type[nn.Module], ...]
+
+
+def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``x`` as it is, if its last dimensions have the sizes for which an argument was computed.
+
+    It stands in a graph before a call whose arguments were computed from the input's size, and whose
+    values were fixed when the network was converted.
+
+    Raises:
+        ValueError: names both sizes.
+
+    Example:
+        >>> same_size(torch.zeros(1, 2, 4, 4), (8, 8))
+        Traceback (most recent call last):
+        ValueError: a pooling window was computed for maps of [8, 8] and the map is [4, 4]; ...
+    """
+    if isinstance(x, fx.Proxy):
+        return x.tracer.create_proxy("call_function", same_size, (x, size), {})
+    if tuple(x.shape[-len(size) :]) != tuple(size):
+        raise ValueError(
+            f"a pooling window was computed for maps of {list(size)} and the map is "
+            f"{list(x.shape[-len(size) :])}; convert with images of this resolution, or use adaptive "
+            "pooling"
+        )
+    return x
+
+
+# Activations that neurons take the place of, and what carries state from step to step.
+ACTIVATIONS: Kinds = (nn.ReLU, nn.Hardtanh, BoundedActivation)
+FIRING: Kinds = (*ACTIVATIONS, *MAX_POOLS)
+
+CONVOLUTIONS: Kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS: Kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED: Kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+BATCH_NORMS: Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+AVERAGE_POOLS: Kinds = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+# Without effect in eval mode.
+DROPOUTS: Kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+# A firing rate passes exactly through an affine map: the mean of its outputs over time is its
+# output for the mean. These are affine in eval mode.
+AFFINE_MODULES: Kinds = (
+    *(*WEIGHTED, *BATCH_NORMS, *AVERAGE_POOLS),
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.Fold, nn.Unfold),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+)
+AFFINE_FUNCTIONS = {
+    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.getitem),
+    *(torch.add, torch.sub, torch.neg, torch.cat, torch.concat, torch.stack, torch.chunk),
+    *(torch.split, torch.flatten, torch.unflatten, torch.reshape, torch.permute, torch.transpose),
+    *(torch.squeeze, torch.unsqueeze, torch.mean, torch.sum, torch.narrow, torch.select),
+    *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
+    *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
+    *(F.fold, F.unfold, torch.channel_shuffle, same_size),
+    *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
+}
+AFFINE_METHODS = {
+    *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
+    *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
+    *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
+    *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
+}
+# Linear in one operand when the others do not depend on the input.
+PRODUCTS = {
+    *(operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.matmul),
+    *(torch.mul, torch.div, torch.matmul, torch.bmm, torch.einsum, F.linear),
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+}
+PRODUCT_METHODS = {"mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide"}
+DIVISIONS = {operator.truediv, operator.itruediv, torch.div, "div", "div_", "true_divide"}
+# Products whose other operand is a weight.
+WEIGHTED_CALLS = {
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, "matmul", "bmm"),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(operator.matmul, torch.matmul, torch.bmm, torch.einsum),
+}
+SUMS = {operator.add, operator.iadd, torch.add}
+# Sums let the spikes of both operands pass; constant offsets and factors merge into the weights.
+ELEMENTWISE = {
+    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.mul),
+    *(operator.imul, operator.truediv, operator.itruediv),
+    *(torch.add, torch.sub, torch.neg, torch.mul, torch.div),
+    *("add", "add_", "sub", "sub_", "neg", "mul", "mul_", "div", "div_", "true_divide"),
+}
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
