@@ -236,4 +236,5 @@ class SpikingNetwork(nn.Module, base.StepModule):
             f"SpikingNetwork(T={options.time_steps}, Γ={options.max_spikes}, coding={options.coding!r}, "
             f"{len(layers)} layers of neurons{spikes})"
         )
-        return "\n".join([head, *(f"  {name}: {node}" for name, node in layers.items())])
+        rows = [f"  {k}: {type(node).__name__}({node.extra_repr()})" for k, node in layers.items()]
+        return "\n".join([head, *rows])

@@ -1,10 +1,11 @@
 import copy
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import ann2snn, functional
 from torch import nn
 
 from sj_burst import PRESETS, BurstRecipe, Options
@@ -296,3 +297,60 @@ def test_calibration_presets_change_biases_and_weights(convert):
 
 def test_gated_rule_is_placed(convert):
     assert isinstance(convert(vgg(), IMAGES, max_pool="gated").graph.get_submodule("3"), GatedPool)
+
+
+def test_a_recipe_keeps_nothing_of_the_network():
+    recipe = BurstRecipe(IMAGES, calibration="none", progress=False)
+    before = vars(recipe).copy()
+    ann2snn.Converter(recipe).convert(vgg())
+    assert vars(recipe) == before
+    with pytest.raises(ValueError):
+        ann2snn.Converter(recipe).convert(nn.Sequential(nn.Flatten(), nn.SiLU()))
+    assert vars(recipe) == before
+    assert repr(recipe).startswith("BurstRecipe(list, Options(time_steps=8, max_spikes=4,")
+
+
+def test_autocast_does_not_change_a_conversion(convert):
+    ann = vgg()
+    expected = convert(ann, IMAGES, time_steps=4).state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = convert(ann, IMAGES, time_steps=4).state_dict()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+def test_several_threads_convert_at_once(convert):
+    networks = [vgg(seed) for seed in range(4)]
+    expected = [convert(net, IMAGES, calibration="none").state_dict() for net in networks]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda net: convert(net, IMAGES, calibration="none"), networks * 3))
+    for i, snn in enumerate(found):
+        wanted = expected[i % 4]
+        assert all(torch.equal(snn.state_dict()[name], value) for name, value in wanted.items())
+
+
+def test_a_failed_conversion_lets_other_threads_in(convert):
+    with pytest.raises(ValueError):
+        convert(nn.Sequential(nn.Flatten(), nn.SiLU()), IMAGES)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(convert, vgg(), IMAGES, calibration="none")
+        assert future.result(timeout=60).neurons()
+
+
+def test_options_by_name_change_those_given(convert):
+    snn = convert(vgg(), IMAGES, Options(max_spikes=2, calibration="none"), time_steps=3)
+    assert snn.options == Options(max_spikes=2, calibration="none", time_steps=3)
+    head, *layers = repr(snn).split("\n")
+    assert head == "SpikingNetwork(T=3, Γ=2, coding='direct', 2 layers of neurons)"
+    assert [line.split(":")[0].strip() for line in layers] == ["2", "6"]
+    with pytest.raises(TypeError, match=r"options must be an sj_burst.Options, got dict"):
+        convert(vgg(), IMAGES, {"max_spikes": 2})
+
+
+def test_two_runs_in_a_row_start_afresh(convert):
+    snn, x = convert(vgg(), IMAGES, calibration="none", max_spikes=1), IMAGES[0]
+    with torch.no_grad():
+        first = snn.run(x, 5)
+        snn.step_mode = "m"
+        snn(x.expand(3, *x.shape))  # leaves its state behind
+        assert torch.equal(snn.run(x, 5), first)
+        assert torch.equal(snn(x.expand(5, *x.shape)), first)  # and run leaves a fresh one
