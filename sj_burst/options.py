@@ -35,7 +35,8 @@ class Options:
         coding: of the input: ``"direct"``, ``"rate"``, ``"poisson"`` or ``"compensated"``.
         inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
-        allowance: steps of silence that ``"spike_calibration"`` allows beyond the mean interval.
+        allowance: A, steps of silence that ``"spike_calibration"`` allows beyond the mean interval; it
+            acts from T = A + 2 on.
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
             scale of thresholds).
         calibration_images: how many images of the loader ``calibration`` and ``potential="data"``

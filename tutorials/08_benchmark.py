@@ -80,7 +80,7 @@ SETTINGS = [
     Setting("SpikingJelly local threshold balancing", 1, _balanced, fitted=False),
     _preset("diehl2015", fitted=False),
     _preset("burst", fitted=False),
-    _preset("spicalib", fitted=False),
+    _preset("spicalib", fitted=False),  # "burst" up to T = 65: converting it warns of that
     _preset("opi", fitted=False),
     _preset("ic_snn", fitted=True),
     _preset("rts", fitted=True),

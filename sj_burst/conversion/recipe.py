@@ -109,6 +109,18 @@ def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _warn_of_allowance(options: Options) -> None:
+    """Say so where spike calibration cannot act in the steps that the network is fitted for."""
+    acts_from = options.allowance + 2  # a spike in the first step, then a silence longer than A
+    if options.inactivated_spikes == "spike_calibration" and acts_from > options.time_steps:
+        warnings.warn(
+            f"inactivated_spikes='spike_calibration' with allowance={options.allowance} acts from "
+            f"T = {acts_from} on; with time_steps={options.time_steps} the network is that of "
+            "inactivated_spikes='allow'; take a smaller allowance or more time steps",
+            stacklevel=2,
+        )
+
+
 class BurstRecipe(ann2snn.FXConversionRecipe):
     """Recipe for SpikingJelly's converter: a trained ReLU network to burst neurons.
 
@@ -164,6 +176,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     @_hook
     def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
         """Standardize, check and fuse a copy of the network."""
+        _warn_of_allowance(self.options)
         x = torch.cat([x[:2] for x in first_samples(self.calibration_loader, 2, "calibration_loader")])
         x = torch.cat([x, x])[:2].to(converter.device)
         if self.options.coding != "direct" and not x.is_floating_point():

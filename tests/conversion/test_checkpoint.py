@@ -17,7 +17,7 @@ X = torch.rand(8, 2, 8, 8)
         {},
         {"calibration": "advanced", "max_spikes": 2},
         {"channel_wise": False, "potential": "shift", "inactivated_spikes": "allow"},
-        {"inactivated_spikes": "spike_calibration", "max_pool": "gated"},
+        {"inactivated_spikes": "spike_calibration", "allowance": 1, "max_pool": "gated"},
         {"coding": "compensated", "max_pool": "average"},
         {"max_spikes": {"2": 1, "*": 3}},
     ],

@@ -205,6 +205,7 @@ def test_a_single_image_is_enough(convert):
         assert snn.run(IMAGES[0], 3).shape == (3, 16, 5)
 
 
+@pytest.mark.filterwarnings("ignore:.*allowance=64 acts from")  # "spicalib" at T = 8
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_differ_from_the_defaults_and_run(convert, name):
     assert Options.preset(name) == PRESETS[name] != Options()
@@ -273,6 +274,20 @@ def test_spicalib_uses_its_neuron(convert):
     for node in snn.neurons().values():
         assert isinstance(node, SpikeCalibratedNode)
         assert node.allowance == 3
+
+
+def test_an_allowance_that_cannot_act_is_said(convert):
+    spicalib = PRESETS["spicalib"]
+    said = r"allowance=64 acts from T = 66 on; with time_steps=8 the network is that of .*'allow'"
+    with pytest.warns(UserWarning, match=said):
+        snn = convert(vgg(), IMAGES, spicalib)
+    burst = convert(vgg(), IMAGES, PRESETS["burst"])
+    with torch.no_grad():
+        assert torch.equal(snn.run(IMAGES[0], 65), burst.run(IMAGES[0], 65))
+    with pytest.warns(UserWarning, match="allowance=6 acts from T = 8 on"):
+        convert(vgg(), IMAGES, spicalib, allowance=6, time_steps=7)
+    convert(vgg(), IMAGES, spicalib, allowance=6, time_steps=8)  # acts in the last step: not a word
+    convert(vgg(), IMAGES, inactivated_spikes="signed", allowance=64)
 
 
 def test_ic_snn_codes_and_fits_the_potential(convert):

@@ -5,7 +5,6 @@ from torch import nn
 
 from sj_burst import plot, recommend, simulate
 from sj_burst.analysis.inactivated import inactivated_share
-from sj_burst.modules.spike_calibration import SpikeCalibratedNode
 from tests.networks import resnet, vgg
 
 X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -231,37 +230,6 @@ def test_inactivated_share_counts_neurons(convert):
     assert all(0 <= s <= 1 for s in share["allow"].values())
     with pytest.raises(ValueError, match="no activation"):
         inactivated_share(snn, nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), [x], 4)
-
-
-def test_spike_calibration_equals_its_rule():
-    """Neuron by neuron, step by step."""
-    theta, allowance, steps = 0.5, 2, 24
-    z = torch.randn(steps, 1, 6, dtype=torch.float64) * 0.4
-    z[:4] += 0.5
-    node = SpikeCalibratedNode(theta, 1, allowance=allowance, step_mode="m").double()
-    with torch.no_grad():
-        out = node(z)
-    assert (out < 0).any()
-    for i in range(6):
-        v, sent, first, last, fired = 0.0, 0, 0, 0, 0
-        for t in range(1, steps + 1):
-            v += z[t - 1, 0, i].item()
-            spike = 1 if v >= theta else 0
-            v -= theta * spike
-            if spike:
-                interval = 0
-                first = first or t
-            interval = (last - first) / (fired - 1) if fired > 1 else 0
-            sent += spike
-            if not spike and sent > 0 and t - last > max(interval, 0) + allowance:
-                spike = -1
-                v += theta
-                sent -= 1
-            assert out[t - 1, 0, i].item() == pytest.approx(theta * spike)
-            if spike:
-                last = t
-            fired += spike == 1
-    assert (out.cumsum(0) >= 0).all()
 
 
 def test_figures_have_labels_and_return_axes(convert):
