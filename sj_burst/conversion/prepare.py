@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from ..graph.check import check_batch_independent, check_equal, check_supported, in_double
 from ..graph.fuse import fuse
 from ..graph.standardize import rewrite
-from ..graph.trace import activation_names, copy_with_plain_weights, trace
+from ..graph.trace import activation_names, copy_with_plain_weights, trace, unwrapped
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
@@ -35,21 +35,22 @@ def prepare(
         TypeError: for a network that is converted already.
         ValueError: for a network that cannot be converted.
     """
+    ann = unwrapped(ann)
     if any(isinstance(module, SpikingNetwork | BurstIFNode) for module in ann.modules()):
         raise TypeError("the network is converted already; pass the one it was converted from")
     gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
     check_supported(gm, x, problems)
     ann = copy.deepcopy(ann).to(x.device) if compare else ann  # with its hooks
     if compare:
-        check_equal(gm, ann, x)
         check_batch_independent(gm, x)
+        check_equal(gm, ann, torch.cat([x, x[:1]]))  # at another batch size than that of the tracing
     gm = _fused(gm, ann, x, compare)
     if not activation_names(gm):
         raise ValueError(
             "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
         )
     replaced = clip_bounded(gm)
-    return trace(gm), replaced  # once more: containers of modules become their modules
+    return trace(gm, x)[0], replaced  # once more: containers of modules become their modules
 
 
 def _fused(gm: fx.GraphModule, ann: nn.Module, x: Tensor, compare: bool) -> fx.GraphModule:

@@ -122,6 +122,31 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> 
     return pool if keepdim else nn.Sequential(pool, nn.Flatten())
 
 
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> nn.Module:
+    if training or running_mean is None or running_var is None:
+        raise Unsupported(
+            "it normalises by the batch, so it mixes its samples; train running statistics"
+        )
+    kind: Any = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(x.dim(), nn.BatchNorm1d)
+    module = kind(len(running_mean), eps, momentum, affine=weight is not None or bias is not None)
+    module.to(running_mean.device, running_mean.dtype)
+    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    with torch.no_grad():
+        for name, value in given.items():
+            if value is not None:
+                getattr(module, name).copy_(value)
+    return module.eval()
+
+
 def _dropout(_: object, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
     if training:
         raise Unsupported("dropout with training=True is random at inference; pass self.training")
@@ -157,6 +182,7 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_avg_pool2d: _adaptive_avg_pool(nn.AdaptiveAvgPool2d),
     F.adaptive_avg_pool3d: _adaptive_avg_pool(nn.AdaptiveAvgPool3d),
     torch.mean: _mean,
+    F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     F.dropout1d: _dropout,
     F.dropout2d: _dropout,

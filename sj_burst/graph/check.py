@@ -181,7 +181,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         >>> x = torch.rand(2, 3)
         >>> check_batch_independent(standardize(Centre(), x), x)
         Traceback (most recent call last):
-        ValueError: mean (Tensor.mean, ...) mixes the samples of a batch, which ...
+        ValueError: mean (Tensor.mean) mixes the samples of a batch, which ...
     """
     gm, x = in_double(gm, x)
     others = x.flip(0).roll(1, -1)  # other samples, even if those of the batch are alike
@@ -290,6 +290,16 @@ def _rounding(values: dict[fx.Node, Any]) -> float:
     types = {v.dtype for v in values.values() if isinstance(v, Tensor) and v.is_floating_point()}
     eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
     return 1e-9 if eps < 1e-12 else max(1e-4, 16 * eps)
+
+
+def check_same(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    """Raise unless two outputs of any structure are the same but for ``tolerance``.
+
+    Raises:
+        ValueError: with the relative difference.
+    """
+    for a, b in zip(_tensors(got), _tensors(expected), strict=True):
+        _check_same(a, b, tolerance)
 
 
 def _tensors(value: Any) -> list[Tensor]:

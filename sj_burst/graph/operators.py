@@ -46,14 +46,14 @@ def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
     Example:
         >>> same_size(torch.zeros(1, 2, 4, 4), (8, 8))
         Traceback (most recent call last):
-        ValueError: a pooling window was computed for maps of [8, 8] and the map is [4, 4]; ...
+        ValueError: the network computes something from the size [8, 8] that it was ... got [4, 4]; ...
     """
     if isinstance(x, fx.Proxy):
         return x.tracer.create_proxy("call_function", same_size, (x, size), {})
     if tuple(x.shape[-len(size) :]) != tuple(size):
         raise ValueError(
-            f"a pooling window was computed for maps of {list(size)} and the map is "
-            f"{list(x.shape[-len(size) :])}; convert with images of this resolution, or use adaptive "
+            f"the network computes something from the size {list(size)} that it was converted for, and "
+            f"got {list(x.shape[-len(size) :])}; convert it with inputs of this size, or use adaptive "
             "pooling"
         )
     return x

@@ -1,17 +1,19 @@
 """Rewrite a network to a graph in which every activation and pooling is a module of its own."""
 
+import math
 import re
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..utils.inference import evaluate
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
-from .check import check_equal
+from .check import check_equal, check_same
 from .constants import fold_constants
 from .evaluate import record
 from .operators import OUT_OF_PLACE, same_size
-from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message
+from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
 
 __all__ = ["rewrite", "standardize"]
 
@@ -67,15 +69,12 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
             f"a network and an example input [N, ...] are needed, got {type(model).__name__} and "
             f"{type(x).__name__}"
         )
-    gm = fold_constants(trace(model))
-    try:
-        values = record(gm, x)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{type(model).__name__} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): "
-            f"{reason}; the loader must yield what the network was trained on"
-        ) from error
+    model = unwrapped(model)
+    gm, decided = trace(model, x)
+    fold_constants(gm)
+    if decided and not follows_size(gm, model, x):
+        guard_input(gm, x)
+    values = record(gm, x)
     problems = calls_to_modules(gm, values)
     write_out_of_place(gm)
     write_as_methods(gm, values)
@@ -87,6 +86,39 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     gm.graph.lint()
     gm.recompile()
     return gm.eval(), problems
+
+
+@torch.no_grad()
+def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
+    """Whether a graph, in whose tracing sizes decided something, is right at other sizes too.
+
+    It is compared with the network at twice the size and at the next multiple of 32.
+    """
+    if x.dim() < 3 or not x.is_floating_point():
+        return x.dim() == 2
+    tried = 0
+    for shape in ([2 * s for s in x.shape[2:]], [(s // 32 + 1) * 32 for s in x.shape[2:]]):
+        other = x.flatten(2).repeat(1, 1, math.prod(shape) // math.prod(x.shape[2:]) + 1)
+        other = other[:, :, : math.prod(shape)].unflatten(2, shape)
+        try:
+            expected = evaluate(model, other)
+        except Exception:  # the network is of some sizes only
+            continue
+        try:
+            check_same(gm(other.clone()), expected)
+        except Exception:
+            return False
+        tried += 1
+    return tried > 0
+
+
+def guard_input(gm: fx.GraphModule, x: Tensor) -> None:
+    """Refuse inputs of other sizes than that of ``x``."""
+    source = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    with gm.graph.inserting_after(source):
+        guarded = gm.graph.call_function(same_size, (source, tuple(x.shape[2:])))
+    source.replace_all_uses_with(guarded, delete_user_cb=lambda user: user is not guarded)
+    gm.recompile()
 
 
 def calls_to_modules(gm: fx.GraphModule, values: Values) -> dict[fx.Node, str]:
@@ -125,7 +157,8 @@ def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Value
     assert isinstance(source, fx.Node)
     overwrites = _is_in_place(gm, node)
     x = source
-    if node.op != "call_module" and len(node.all_input_nodes) > 1:  # computed from a size
+    others = [n for n in node.all_input_nodes if n is not source and n.op != "get_attr"]
+    if node.op != "call_module" and others:  # computed from a size
         adaptive = over_whole_map(module, values[source])
         module = module if adaptive is None else adaptive
         if adaptive is None:

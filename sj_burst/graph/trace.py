@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from ..modules.bounded import BoundedActivation
 from ..utils.exclusive import CONVERTING
 from .operators import ACTIVATIONS
+from .tracer import DoesNotRun, ExampleTracer
 
 __all__ = [
     "TAKE_SIZES",
@@ -29,13 +30,6 @@ __all__ = [
     "trace",
     "unsupported_message",
 ]
-
-
-class _Tracer(fx.Tracer):
-    record_stack_traces = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BoundedActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
 def copy_with_plain_weights(model: nn.Module) -> nn.Module:
@@ -72,46 +66,93 @@ def _drop_parametrizations(module: Any) -> None:
         module.register_parameter(name, nn.Parameter(value))
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``.
+
+    Example:
+        >>> type(unwrapped(nn.DataParallel(nn.Linear(2, 2)))).__name__
+        'Linear'
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
     """Trace a deep copy of ``model`` in eval mode; arguments with defaults keep their defaults.
 
     What hooks of containers do is traced. The modules of the graph have none: those that only look on
     stay with the model, and :func:`~sj_burst.graph.check.check_equal` finds those that change a value.
 
+    Args:
+        model: a network with one input.
+        x: example input ``[N, ...]``; its sizes decide where the forward asks for them.
+
+    Returns:
+        The graph, and whether a size decided something.
+
     Raises:
-        ValueError: if the forward cannot be traced, or takes more than one input.
+        ValueError: if the forward cannot be traced, or does not run on ``x``, or takes more than one
+            input.
     """
     model = copy_with_plain_weights(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("a TorchScript module cannot be traced; pass the network it was made from")
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    required = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if len(required) != 1:
-        raise ValueError(
-            f"{type(model).__name__}.forward must take exactly one input without a default, it "
-            f"takes {required}; wrap the network in a module whose forward takes one tensor, and "
-            "pass the network itself instead of its DataParallel or torch.compile wrapper"
-        )
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    tracer = _Tracer()
+    tracer, name = ExampleTracer(x), type(model).__name__
     try:
         with CONVERTING, _sizes_as_arguments():
-            graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as error:
+            graph = tracer.trace(model, concrete_args=_defaults(model) or None)
+    except DoesNotRun as error:
         raise ValueError(
-            f"{type(model).__name__} cannot be traced ({error}); its forward must not branch on "
-            "tensor values: move such code out of forward, or convert the part after it"
+            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; the "
+            "loader must yield what the network was trained on"
+        ) from error
+    except Exception as error:
+        line = _line_of(error)
+        raise ValueError(
+            f"{name} cannot be traced ({error}{', ' + line if line else ''}); its forward must not "
+            "branch on tensor values: move such code out of forward, or convert the part after it"
         ) from error
     for module in tracer.root.modules():
         for kind in _HOOKS:
             getattr(module, kind).clear()
     for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
         _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
-    return fx.GraphModule(tracer.root, graph)
+    return fx.GraphModule(tracer.root, graph), tracer.decided
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """Arguments of the forward that have a default.
+
+    Raises:
+        ValueError: unless exactly one has none.
+    """
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p.name for p in named if p.default is p.empty]
+    if len(required) != 1:
+        raise ValueError(
+            f"{type(model).__name__}.forward must take exactly one input without a default, it "
+            f"takes {required}; wrap the network in a module whose forward takes one tensor"
+        )
+    return {p.name: p.default for p in named if p.default is not p.empty}
+
+
+def _line_of(error: BaseException) -> str:
+    """The user's line that an error came from, as ``file:line``, or an empty string."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if not _is_foreign(f.filename)]
+    return f"{os.path.basename(users[-1].filename)}:{users[-1].lineno}" if users else ""
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a file is torch's or ours."""
+    package = os.path.dirname(os.path.dirname(__file__))
+    return "/torch/" in file.replace(os.sep, "/") or file.startswith(package) or file.startswith("<")
 
 
 # Built-in functions that refuse a traced number where they want an int, as in avg_pool2d(x, x.size(3)):
@@ -161,7 +202,7 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
 def source_line(node: fx.Node) -> str:
     """Where the user's code made this node, as ``file:line``, or an empty string."""
     frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-    users = [f for f in frames if "/torch/" not in f[0].replace(os.sep, "/") and f[0] != __file__]
+    users = [f for f in frames if not _is_foreign(f[0])]
     return f"{os.path.basename(users[-1][0])}:{users[-1][1]}" if users else ""
 
 

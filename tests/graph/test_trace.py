@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
@@ -43,11 +44,102 @@ def test_untraceable_and_multi_input_networks():
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(ValueError, match="cannot be traced"):
+    with pytest.raises(ValueError, match=r"cannot be traced .*, test_trace.py:\d+\); its forward must"):
         standardize(Branch(), torch.rand(2, 3))
     with pytest.raises(ValueError, match="exactly one input"):
         standardize(Two(), torch.rand(2, 3))
-    with pytest.raises(ValueError, match="instead of its DataParallel"):
-        standardize(nn.DataParallel(nn.Linear(3, 2)), torch.rand(2, 3))
     with pytest.raises(ValueError, match=r"does not run on inputs \[2, 3\] \(torch.uint8, cpu\)"):
         standardize(nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.uint8))
+
+
+def test_wrappers_come_off(convert):
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.rand(8, 3)
+    expected = convert(net, [x], calibration="none").run(x, 3)
+    for wrapped in (nn.DataParallel(net), torch.compile(net), nn.DataParallel(torch.compile(net))):
+        assert torch.equal(convert(wrapped, [x], calibration="none").run(x, 3), expected)
+
+
+class Shapes(nn.Module):
+    """Control flow of the kinds that depend on sizes alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        assert x.shape[1] == 3, "three channels"
+        assert isinstance(x, torch.Tensor) and x.ndim == 4
+        batch, _, height, _ = x.shape
+        if height % 2:
+            x = F.pad(x, (0, 0, 0, 1))
+        h = F.relu(self.conv(x))
+        total = 0
+        for part in torch.chunk(h, 2, dim=1):
+            total = total + part
+        for index in range(h.shape[1]):
+            total = total + h[:, index : index + 1]
+        scale = 1.0
+        for size in h.size()[2:]:
+            scale = scale * size
+        return total.reshape(batch, 2, -1).sum(2) / scale
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_sizes_decide_and_other_batches_stay_right(convert, size):
+    net, x = Shapes(), torch.rand(8, 3, size, size)
+    snn = convert(net, [x], calibration="none", max_spikes=16, threshold="max")
+    for batch in (1, 4, 5):
+        error = snn.run(x[:batch], 64).mean(0) - net(x[:batch])
+        assert error.abs().max() < 0.02 * net(x).abs().max()
+
+
+def test_other_sizes_follow_or_are_refused(convert):
+    class Grid(nn.Module):
+        """Fixed to its size: a number of rows becomes a Python number."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            rows = int(x.shape[2])
+            grid = torch.linspace(0, 1, rows).view(1, 1, rows, 1)
+            return F.relu(self.conv(x) + grid).mean((2, 3))
+
+    class Checked(Grid):
+        """The same way at every size."""
+
+        def forward(self, x):
+            assert x.shape[2] >= 4
+            return F.relu(self.conv(x)).mean((2, 3))
+
+    x, larger = torch.rand(4, 3, 8, 8), 0.9 * torch.rand(2, 3, 12, 12)
+    net = Checked()
+    snn = convert(net, [x], calibration="none", max_spikes=16, threshold="max")
+    assert (snn.run(larger, 64).mean(0) - net(larger)).abs().max() < 0.02
+    net = Grid()
+    snn = convert(net, [x], calibration="none", max_spikes=16, threshold="max")
+    assert (snn.run(x, 64).mean(0) - net(x)).abs().max() < 0.02
+    with pytest.raises(ValueError, match=r"size \[8, 8\] that it was converted for, and got \[12, 12\]"):
+        snn.run(larger, 2)
+
+
+def test_functional_batch_norm_folds(convert):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), randomize_batch_norm(nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            n = self.norm
+            x = F.batch_norm(
+                self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.1, n.eps
+            )
+            return F.relu(x).mean((2, 3))
+
+    net, x = Functional().eval(), torch.rand(4, 3, 8, 8)
+    gm = standardize(net, x)
+    assert torch.allclose(fuse(gm, x)(x), net(x), atol=1e-6)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in gm.modules())
+    snn = convert(net, [x], calibration="none", max_spikes=16, threshold="max")
+    assert (snn.run(x, 64).mean(0) - net(x)).abs().max() < 0.02

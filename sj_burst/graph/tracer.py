@@ -1,0 +1,163 @@
+"""Trace a forward beside an example, whose sizes decide the ways that depend on sizes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..modules.bounded import BoundedActivation
+
+__all__ = ["DoesNotRun", "ExampleTracer"]
+
+_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "T", "mT", "requires_grad")
+
+
+class DoesNotRun(Exception):
+    """The network fails on the example itself, traced or not."""
+
+
+class ExampleTracer(fx.Tracer):
+    """A tracer that knows every value for one example input.
+
+    Sizes stay symbols: ``x.view(x.size(0), -1)`` is recorded as it is written. Where Python wants to
+    know one, in ``if``, ``assert``, ``range`` or ``int``, the example answers, and ``decided`` says
+    that the graph may be that of these sizes only. Values of tensors decide nothing.
+
+    Args:
+        x: example input ``[N, ...]``.
+
+    Attributes:
+        decided: whether a size decided something.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         assert x.shape[1] == 3
+        ...         for part in x.chunk(3, dim=1):
+        ...             x = x + part
+        ...         return x
+        >>> tracer = ExampleTracer(torch.rand(2, 3))
+        >>> [n.op for n in tracer.trace(Net()).nodes].count("call_function"), tracer.decided
+        (9, True)
+    """
+
+    record_stack_traces = True
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.example = x.detach().clone()  # the forward may write into its input
+        self.values: dict[fx.Node, Any] = {}
+        self.decided = False
+        self._evaluating = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Also activations with a bound, which stay whole."""
+        return isinstance(m, BoundedActivation) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the call, but not while the example is computed."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters are recorded where they are read, but not while the example is computed."""
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that has an example."""
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Proxies first: they may pass for tensors."""
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> Any:
+        """Record a call, and compute it for the example."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if kind == "placeholder":
+            self.values[proxy.node] = self.example if not self.values else (args or (None,))[0]
+        elif kind not in ("output", "get_attr"):
+            self.values[proxy.node] = self._value(proxy.node)
+        return proxy
+
+    def _value(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value_of)
+        before, self._evaluating = self._evaluating, True
+        try:
+            with torch.no_grad():
+                if node.op == "call_module":
+                    return self.root.get_submodule(str(node.target))(*args, **kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:
+            raise DoesNotRun(str(error).partition("\n")[0]) from error
+        finally:
+            self._evaluating = before
+
+    def value_of(self, node: fx.Node) -> Any:
+        """The value of a node for the example."""
+        if node.op == "get_attr":
+            value: Any = self.root
+            for name in str(node.target).split("."):
+                value = getattr(value, name)
+            return value
+        return self.values[node]
+
+    def number(self, proxy: fx.Proxy) -> Any:
+        """What a proxy stands for, which Python wants to know, if sizes alone decide it."""
+        value = self.value_of(proxy.node)
+        if isinstance(value, Tensor):
+            raise fx.proxy.TraceError("the value of a tensor decides what is done")
+        self.decided = True
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """In ``if``, ``assert``, ``and``, ``or`` and ``while``."""
+        return bool(self.number(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """In ``for`` and ``*args``; the items of a tuple or list are proxies, too."""
+        value = self.value_of(obj.node)
+        if isinstance(value, Tensor):
+            raise fx.proxy.TraceError("a loop goes over the samples of a tensor")
+        return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that lets Python look at numbers, and passes for a tensor where it stands for one."""
+
+    tracer: Any  # an ExampleTracer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        value = self.tracer.value_of(self.node)
+        return Tensor if isinstance(value, Tensor) else _Proxy
+
+    def __getattr__(self, k: str) -> Any:
+        value = self.tracer.values.get(self.node)
+        if k in _ATTRIBUTES and hasattr(value, k):
+            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+        return super().__getattr__(k)
+
+    def __len__(self) -> int:
+        value = self.tracer.value_of(self.node)
+        return self.tracer.number(self.size(0)) if isinstance(value, Tensor) else len(value)
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self))
+
+    def __index__(self) -> int:
+        return self.tracer.number(self).__index__()
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.number(self), digits)
