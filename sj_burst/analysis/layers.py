@@ -79,7 +79,8 @@ def layer_means(
     check_count(time_steps=time_steps)
     check_loader(loader)
     device = next(snn.buffers(), torch.empty(0)).device
-    graph = _standardized(ann, first_samples(loader, 2)[0].to(device))
+    direct = snn.options.coding == "direct"
+    graph = _standardized(ann, first_samples(loader, 2)[0].to(device), direct)
     names = _layer_names(snn, graph)
     modules = {name: graph.get_submodule(name) for name in names}
     totals: dict[str, list[Tensor]] = {}
@@ -152,10 +153,10 @@ def layer_rates(
         yield {name: (layers[name].rate, layers[name].activation) for name in names}
 
 
-def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
+def _standardized(ann: nn.Module, example: Tensor, direct: bool) -> fx.GraphModule:
     """The ANN as the conversion saw it, with the bounded activations that it has itself."""
     try:
-        graph, bounded = prepare(ann, torch.cat([example, example])[:2], compare=False)
+        graph, bounded = prepare(ann, torch.cat([example, example])[:2], compare=False, direct=direct)
     except ValueError as error:
         raise ValueError(f"{error}; pass the network that snn was converted from") from error
     for name, module in bounded.items():

@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         )
     content = _read(path)
     options, state, example = content["options"], content["state_dict"], _example(content)
-    gm, _ = prepare(_stand_in(ann, example), example, compare=False)
+    gm, _ = prepare(_stand_in(ann, example), example, compare=False, direct=options.coding == "direct")
     names = activation_names(gm)
     if sorted(names) != sorted(content["max_spikes"]):
         raise ValueError(

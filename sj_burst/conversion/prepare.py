@@ -18,7 +18,7 @@ __all__ = ["prepare"]
 
 
 def prepare(
-    ann: nn.Module, x: Tensor, compare: bool = True
+    ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True
 ) -> tuple[fx.GraphModule, dict[str, nn.Module]]:
     """Standardize, check and fuse a copy of a network, and bound its bounded activations.
 
@@ -27,6 +27,7 @@ def prepare(
         x: example input ``[2, ...]`` on the device where the graph is to be.
         compare: check that the graph computes what the network computes, and that it does not mix
             samples; not where the weights do not matter, as in loading.
+        direct: the input is held as it is, not coded in spikes.
 
     Returns:
         The graph, and the bounded activations that ``Hardtanh`` modules took the place of, by name.
@@ -39,7 +40,7 @@ def prepare(
     if any(isinstance(module, SpikingNetwork | BurstIFNode) for module in ann.modules()):
         raise TypeError("the network is converted already; pass the one it was converted from")
     gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
-    check_supported(gm, x, problems)
+    check_supported(gm, x, problems, direct)
     ann = copy.deepcopy(ann).to(x.device) if compare else ann  # with its hooks
     if compare:
         check_batch_independent(gm, x)

@@ -184,7 +184,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
                 f"{x.dtype}; scale them in the loader, or use coding='direct'"
             )
-        gm, trained = prepare(ann, x)
+        gm, trained = prepare(ann, x, direct=self.options.coding == "direct")
         self._work = _Conversion(x, trained)
         return gm
 

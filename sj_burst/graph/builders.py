@@ -1,6 +1,8 @@
 """What module stands for a call: the tables of calls that are rewritten, and their builders."""
 
 import copy
+import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from ..modules.bounded import BoundedActivation
 from ..modules.pooling import MAX_POOLS
+from .composites import Absolute, AtLeast, AtMost, Between, HardSigmoid
 from .operators import DROPOUTS
 
 __all__ = ["FUNCTIONS", "METHODS", "Unsupported", "over_whole_map", "standard_module"]
@@ -28,11 +31,38 @@ def _relu(_: object, inplace: bool = False) -> nn.Module:
 
 
 def _clamp(_: object, min: float | None = None, max: float | None = None) -> nn.Module:
-    if isinstance(min, Tensor) or isinstance(max, Tensor):
+    low, high = (v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in (min, max))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
         raise Unsupported("clamp needs plain numbers as bounds")
-    if min is None or min != 0:
-        raise Unsupported("only clamp(0, k) and clamp(min=0) act like a ReLU; use one of them")
-    return nn.ReLU() if max is None else _bounded(max)
+    low = None if low == -math.inf else low
+    high = None if high == math.inf else high
+    if low is None:
+        return nn.Identity() if high is None else AtMost(high)
+    if high is None:
+        return nn.ReLU() if low == 0 else AtLeast(low)
+    return _bounded(high) if low == 0 else _between(low, high)
+
+
+def _between(low: float, high: float) -> nn.Module:
+    if not high > low:
+        raise Unsupported(f"bounds of {low} and {high} leave nothing to transmit")
+    return Between(low, high)
+
+
+def _clamp_min(_: object, min: float) -> nn.Module:
+    return _clamp(_, min)
+
+
+def _clamp_max(_: object, max: float) -> nn.Module:
+    return _clamp(_, None, max)
+
+
+def _abs(_: object) -> nn.Module:
+    return Absolute()
+
+
+def _hardsigmoid(_: object, inplace: bool = False) -> nn.Module:
+    return HardSigmoid()
 
 
 def _hardtanh(
@@ -165,7 +195,11 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     torch.clamp: _clamp,
     torch.clamp_: _clamp,
     torch.clip: _clamp,
-    torch.clamp_min: _clamp,
+    torch.clamp_min: _clamp_min,
+    torch.clamp_max: _clamp_max,
+    torch.abs: _abs,
+    operator.abs: _abs,
+    F.hardsigmoid: _hardsigmoid,
     F.max_pool1d: _max_pool(nn.MaxPool1d),
     F.max_pool2d: _max_pool(nn.MaxPool2d),
     F.max_pool3d: _max_pool(nn.MaxPool3d),
@@ -196,10 +230,26 @@ METHODS: dict[str, Callable[..., nn.Module | None]] = {
     "clamp": _clamp,
     "clamp_": _clamp,
     "clip": _clamp,
-    "clamp_min": _clamp,
-    "clamp_min_": _clamp,
+    "clip_": _clamp,
+    "clamp_min": _clamp_min,
+    "clamp_min_": _clamp_min,
+    "clamp_max": _clamp_max,
+    "clamp_max_": _clamp_max,
+    "abs": _abs,
+    "abs_": _abs,
     "mean": _mean,
 }
+
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def _batch_norm_of(module: Any) -> nn.Module:
+    """BatchNorm with the running statistics of an InstanceNorm, which it uses in eval mode."""
+    kind: Any = getattr(nn, type(module).__name__.replace("Instance", "Batch"))
+    norm = kind(module.num_features, module.eps, affine=module.affine)
+    norm.load_state_dict(module.state_dict())
+    return norm.to(module.running_mean.device, module.running_mean.dtype).eval()
 
 
 def standard_module(module: nn.Module) -> nn.Module | None:
@@ -212,6 +262,10 @@ def standard_module(module: nn.Module) -> nn.Module | None:
         return _hardtanh(None, module.min_val, module.max_val)
     if type(module) is nn.Threshold:
         return _threshold(None, module.threshold, module.value)
+    if type(module) is nn.Hardsigmoid:
+        return HardSigmoid()
+    if isinstance(module, _INSTANCE_NORMS) and module.running_mean is not None:
+        return _batch_norm_of(module)
     if isinstance(module, BoundedActivation):
         return copy.deepcopy(module)
     if isinstance(module, MAX_POOLS):

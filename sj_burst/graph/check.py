@@ -45,11 +45,16 @@ _AFTER = (
     "nothing fires after it; leave it out of the network, and apply it to the mean output of the "
     "spiking network afterwards"
 )
+_RETRAIN = "retrain"
+_STATISTICS = "train with them"
 _LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
 
 
 def check_supported(
-    gm: fx.GraphModule, x: Tensor, known: Mapping[fx.Node, str] = MappingProxyType({})
+    gm: fx.GraphModule,
+    x: Tensor,
+    known: Mapping[fx.Node, str] = MappingProxyType({}),
+    direct: bool = True,
 ) -> None:
     """Raise one error that lists every node no spiking network can compute.
 
@@ -59,6 +64,7 @@ def check_supported(
         gm: a standardized graph.
         x: example input ``[N, ...]``.
         known: nodes that :func:`~sj_burst.graph.standardize.rewrite` has found wrong, and why.
+        direct: the input is held as it is, so that anything may be computed before the first neuron.
 
     Raises:
         ValueError: names each node, its type, its source line and what to do instead.
@@ -79,23 +85,31 @@ def check_supported(
             f"the network must return one tensor, it returned {kind or type(output).__name__}; wrap it "
             "in a module that returns the output to be converted"
         )
+    depending = depends_on_input(gm)
+    wrong = {
+        n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
+    }
+    # What should be ReLUs counts as such, so that all of it is named at once.
+    firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
+    asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
+    after, before = _reached(gm, firing | asked), _reached(gm, firing | asked, backward=True)
     problems = list(known.values())
-    depending, before = depends_on_input(gm), _before_neurons(gm)
-    for node in gm.graph.nodes:
-        problem = None if node in known else _problem(gm, node, values, depending)
-        if problem is not None:
-            # Most activations can be applied to the mean output as well.
-            last = before and node not in before and problem.startswith("retrain")
-            problems.append(problem_text(gm, node, _AFTER if last else problem))
+    for node, problem in wrong.items():
+        first = node not in after and node not in asked and not problem.endswith(_STATISTICS)
+        if first and direct:
+            continue  # it sees a constant input, of which each step may compute what it likes
+        last = firing and node in asked and node not in before
+        problems.append(problem_text(gm, node, _AFTER if last else problem))
     if problems:
         raise ValueError(unsupported_message(problems))
 
 
-def _before_neurons(gm: fx.GraphModule) -> set[fx.Node]:
-    """Nodes from which an activation or max-pooling can be reached."""
+def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:
+    """Nodes after some others, or before them."""
     found: set[fx.Node] = set()
-    for node in reversed(gm.graph.nodes):
-        if any(user in found or is_module(gm, user, FIRING) for user in node.users):
+    for node in reversed(gm.graph.nodes) if backward else gm.graph.nodes:
+        neighbours = node.users if backward else node.all_input_nodes
+        if any(n in found or n in starts for n in neighbours):
             found.add(node)
     return found
 
@@ -136,7 +150,7 @@ def _module_problem(module: nn.Module) -> str | None:
     if isinstance(module, nn.Sequential):
         return next(filter(None, map(_module_problem, module)), None)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-        return "it has no running statistics, so it mixes the samples of a batch; train with them"
+        return f"it has no running statistics, so it mixes the samples of a batch; {_STATISTICS}"
     if isinstance(module, nn.Upsample) and module.mode not in _LINEAR_UPSAMPLING:
         return f"mode {module.mode!r} is not supported; use one of {sorted(_LINEAR_UPSAMPLING)}"
     allowed = (*AFFINE_MODULES, *ACTIVATIONS, *MAX_POOLS)

@@ -1,6 +1,9 @@
 """What each operator is: the one table that every pass reads."""
 
+import functools
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +31,40 @@ __all__ = [
     "TRANSPOSED_CONVOLUTIONS",
     "WEIGHTED",
     "WEIGHTED_CALLS",
+    "assigned",
+    "recorded",
     "same_size",
 ]
 
 Kinds = tuple[type[nn.Module], ...]
 
 
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let any tracer record calls of a function of ours, as it does those of torch's."""
+
+    @functools.wraps(function)
+    def call(x: Any, *args: Any) -> Any:
+        if isinstance(x, fx.Proxy):
+            return x.tracer.create_proxy("call_function", call, (x, *args), {})
+        return function(x, *args)
+
+    return call
+
+
+@recorded
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of ``x`` in which ``x[index]`` is ``value``: what ``x[index] = value`` makes of it.
+
+    Example:
+        >>> assigned(torch.zeros(3), 1, 5.0).tolist()
+        [0.0, 5.0, 0.0]
+    """
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+@recorded
 def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """``x`` as it is, if its last dimensions have the sizes for which an argument was computed.
 
@@ -48,8 +79,6 @@ def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
         Traceback (most recent call last):
         ValueError: the network computes something from the size [8, 8] that it was ... got [4, 4]; ...
     """
-    if isinstance(x, fx.Proxy):
-        return x.tracer.create_proxy("call_function", same_size, (x, size), {})
     if tuple(x.shape[-len(size) :]) != tuple(size):
         raise ValueError(
             f"the network computes something from the size {list(size)} that it was converted for, and "
@@ -72,7 +101,10 @@ AVERAGE_POOLS: Kinds = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
 )
 # Without effect in eval mode.
-DROPOUTS: Kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+DROPOUTS: Kinds = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 # A firing rate passes exactly through an affine map: the mean of its outputs over time is its
 # output for the mean. These are affine in eval mode.
@@ -84,6 +116,7 @@ AFFINE_MODULES: Kinds = (
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 )
 AFFINE_FUNCTIONS = {
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.getitem),
@@ -92,7 +125,7 @@ AFFINE_FUNCTIONS = {
     *(torch.squeeze, torch.unsqueeze, torch.mean, torch.sum, torch.narrow, torch.select),
     *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
     *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
-    *(F.fold, F.unfold, torch.channel_shuffle, same_size),
+    *(F.fold, F.unfold, torch.channel_shuffle, same_size, assigned),
     *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
 }
@@ -130,4 +163,5 @@ OUT_OF_PLACE = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.setitem: assigned,
 }

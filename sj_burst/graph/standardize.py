@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..utils.inference import evaluate
+from . import composites
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
+from .composites import find_relus
 from .constants import fold_constants
-from .evaluate import record
+from .evaluate import evaluate_node, record
 from .operators import OUT_OF_PLACE, same_size
 from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
 
@@ -75,12 +77,14 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     if decided and not follows_size(gm, model, x):
         guard_input(gm, x)
     values = record(gm, x)
+    find_relus(gm, values)
     problems = calls_to_modules(gm, values)
+    values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
     write_as_methods(gm, values)
     free_the_layout(gm)
     free_the_batch(gm, values)
-    drop_identities(gm)
+    drop_identities(gm, x)
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.graph.lint()
@@ -165,14 +169,30 @@ def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Value
             x = _guard_size(gm, node, source, values)
     name = _new_name(gm, node)
     gm.add_submodule(name, module)
-    with gm.graph.inserting_after(node):
-        new = gm.graph.call_module(name, (x,))
-    new.meta = dict(node.meta)
+    new = _inline(gm, node, name, x)
     values[new] = values[node]
     node.replace_all_uses_with(new)
     gm.graph.erase_node(node)
     if overwrites:
         _read_instead(gm, source, new)
+
+
+def _inline(gm: fx.GraphModule, node: fx.Node, name: str, x: fx.Node) -> fx.Node:
+    """Call the module ``name`` before a node; what it consists of is called instead, if it is ours."""
+    module = gm.get_submodule(name)
+    before = set(gm.graph.nodes)
+    with gm.graph.inserting_before(node):
+        if isinstance(module, nn.Sequential) or type(module).__module__ == composites.__name__:
+            inner = fx.symbolic_trace(module).graph
+            placeholder = next(iter(inner.nodes))
+            new: Any = gm.graph.graph_copy(inner, {placeholder: x})
+        else:
+            new = gm.graph.call_module(name, (x,))
+    for made in set(gm.graph.nodes) - before:
+        made.meta = dict(node.meta)
+        if made.op == "call_module" and made.target != name:
+            made.target = f"{name}.{made.target}"
+    return new
 
 
 def _guard_size(gm: fx.GraphModule, node: fx.Node, source: fx.Node, values: Values) -> fx.Node:
@@ -240,12 +260,28 @@ def free_the_batch(gm: fx.GraphModule, values: Values) -> None:
             node.args = (*node.args, single)
 
 
-def drop_identities(gm: fx.GraphModule) -> None:
-    """Read an identity's input instead of it."""
+@torch.no_grad()
+def drop_identities(gm: fx.GraphModule, x: Tensor) -> None:
+    """Read an identity's input instead of it; so of functions of others that return what they are given.
+
+    Such are stochastic depth and DropBlock, which do nothing in eval mode.
+    """
+    values: Values = {}
     for node in list(gm.graph.nodes):
-        if node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])
+        values[node] = evaluate_node(gm, node, values.__getitem__, x.clone())
+        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if node.op == "call_module":
+            drop = type(gm.get_submodule(str(node.target))) is nn.Identity
+        else:
+            home = getattr(node.target, "__module__", None) or ""
+            foreign = node.op == "call_function" and home.split(".")[0] not in _KNOWN_HOMES
+            drop = foreign and first is not None and values[node] is values[first]
+        if drop:
+            node.replace_all_uses_with(first)
             gm.graph.erase_node(node)
+
+
+_KNOWN_HOMES = {"torch", "_operator", "operator", "builtins", "math", "sj_burst", ""}
 
 
 def _read_instead(gm: fx.GraphModule, source: fx.Node, new: fx.Node) -> None:

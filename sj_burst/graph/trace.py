@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..utils.exclusive import CONVERTING
 from .operators import ACTIVATIONS
-from .tracer import DoesNotRun, ExampleTracer
+from .tracer import DoesNotRun, ExampleTracer, isinstance_by_example
 
 __all__ = [
     "TAKE_SIZES",
@@ -104,7 +104,7 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
         raise ValueError("a TorchScript module cannot be traced; pass the network it was made from")
     tracer, name = ExampleTracer(x), type(model).__name__
     try:
-        with CONVERTING, _sizes_as_arguments():
+        with CONVERTING, _sizes_as_arguments(), isinstance_by_example(model):
             graph = tracer.trace(model, concrete_args=_defaults(model) or None)
     except DoesNotRun as error:
         raise ValueError(

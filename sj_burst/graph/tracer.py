@@ -1,6 +1,9 @@
 """Trace a forward beside an example, whose sizes decide the ways that depend on sizes."""
 
+import operator
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..modules.bounded import BoundedActivation
 
-__all__ = ["DoesNotRun", "ExampleTracer"]
+__all__ = ["DoesNotRun", "ExampleTracer", "isinstance_by_example"]
 
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "T", "mT", "requires_grad")
 
@@ -71,10 +74,6 @@ class ExampleTracer(fx.Tracer):
         """A proxy that has an example."""
         return _Proxy(node, self)
 
-    def create_arg(self, a: Any) -> Any:
-        """Proxies first: they may pass for tensors."""
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
-
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
     ) -> Any:
@@ -130,15 +129,34 @@ class ExampleTracer(fx.Tracer):
         return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
 
 
+@contextmanager
+def isinstance_by_example(model: nn.Module) -> Iterator[None]:
+    """While open, ``isinstance(x, Tensor)`` in the files of a network's modules asks the example.
+
+    Not by a class of proxies that passes for a tensor: torch's own code would take it for one.
+    """
+    files = {type(m).__module__ for m in model.modules()} & sys.modules.keys()
+    spaces = [vars(sys.modules[f]) for f in files if not f.startswith("torch.")]
+    spaces = [space for space in spaces if "isinstance" not in space]
+
+    def ask(value: Any, kinds: Any) -> bool:
+        if isinstance(value, _Proxy) and isinstance(value.tracer.value_of(value.node), kinds):
+            return True
+        return isinstance(value, kinds)
+
+    try:
+        for space in spaces:
+            space["isinstance"] = ask
+        yield
+    finally:
+        for space in spaces:
+            del space["isinstance"]
+
+
 class _Proxy(fx.Proxy):
-    """A proxy that lets Python look at numbers, and passes for a tensor where it stands for one."""
+    """A proxy that lets Python look at numbers."""
 
     tracer: Any  # an ExampleTracer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        value = self.tracer.value_of(self.node)
-        return Tensor if isinstance(value, Tensor) else _Proxy
 
     def __getattr__(self, k: str) -> Any:
         value = self.tracer.values.get(self.node)
@@ -149,6 +167,9 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         value = self.tracer.value_of(self.node)
         return self.tracer.number(self.size(0)) if isinstance(value, Tensor) else len(value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __int__(self) -> int:
         return int(self.tracer.number(self))

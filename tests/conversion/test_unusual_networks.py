@@ -269,3 +269,78 @@ def test_calibration_images_that_the_network_does_not_take(convert):
     convert(ann, sequences, calibration="none", channel_wise=False)
     with pytest.raises(TypeError, match="to_dense"):
         convert(ann, [torch.rand(8, 3).to_sparse()])
+
+
+class Front(nn.Module):
+    """Anything may be computed of an image that is held, before the first neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.log1p(x.square()) * torch.sigmoid(x)
+        x = x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_before_the_first_neuron_anything_goes(convert, tmp_path):
+    net, x = Front(), torch.randn(8, 3, 6, 6)
+    snn = convert(net, [x], **EXACT)
+    assert_converges(snn, net, x)
+    assert report(snn, net, [x]).operations.layers["conv"].macs > 0
+    save(snn, tmp_path / "snn.pt")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "snn.pt", Front()).run(x, 3), snn.run(x, 3))
+    with pytest.raises(ValueError, match="product of two activations"):
+        convert(net, [x], coding="rate")  # spikes, which vary from step to step
+
+
+def test_embeddings_convert(convert):
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(10, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return F.relu(self.head(self.words(x).mean(1)))
+
+    net, x = Embedded(), torch.randint(10, (8, 5))
+    assert_converges(convert(net, [x], **EXACT), net, x)
+
+
+def test_what_does_nothing_in_eval_mode_is_dropped(convert):
+    from torchvision.ops import DropBlock2d, StochasticDepth
+
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.depth, self.block = StochasticDepth(0.5, "row"), DropBlock2d(0.5, 3)
+            self.alpha = nn.FeatureAlphaDropout()
+            self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+            self.pad = nn.CircularPad2d(1)
+
+        def forward(self, x):
+            x = self.alpha(self.block(self.depth(F.relu(self.conv(x)))))
+            return F.relu(self.norm(self.pad(x))).mean((2, 3))
+
+    net, x = Dropping().eval(), torch.rand(8, 3, 6, 6)
+    nn.init.uniform_(net.norm.running_mean), nn.init.uniform_(net.norm.running_var, 0.5, 2)
+    assert_converges(convert(net, [x], **EXACT), net, x)
+
+
+def test_slices_may_be_assigned(convert):
+    class Assigned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            h = F.relu(self.conv(x))
+            h[:, 0] = 0
+            h[:, 1, 2:] = 2 * h[:, 2, 2:]
+            return h.mean((2, 3))
+
+    net, x = Assigned(), torch.rand(8, 3, 6, 6)
+    assert_converges(convert(net, [x], **EXACT), net, x)

@@ -69,5 +69,5 @@ def test_the_spiking_network_is_close_to_the_ann(convert, network, size, bound):
 def test_a_detector_with_gates_is_refused_by_name(convert):
     make = torchvision.models.detection.ssdlite320_mobilenet_v3_large
     net = Entry(make(weights=None, weights_backbone=None).backbone, "0")
-    with pytest.raises(ValueError, match=r"(?s)Hardswish.*Hardsigmoid.*product of two"):
+    with pytest.raises(ValueError, match=r"(?s)Hardswish.*product of two"):
         convert(net, [torch.rand(2, 3, 64, 64)])

@@ -1,0 +1,196 @@
+"""Functions that are sums and shifts of ReLUs and bounded ReLUs, exactly."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["Absolute", "AtLeast", "AtMost", "Between", "HardSigmoid", "find_relus"]
+
+
+class AtLeast(nn.Module):
+    """max(x, low) = low + ReLU(x − low).
+
+    Example:
+        >>> AtLeast(-1.0)(torch.tensor([-3.0, 2.0])).tolist()
+        [-1.0, 2.0]
+    """
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.low, self.relu = low, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.relu(x - self.low) + self.low
+
+
+class AtMost(nn.Module):
+    """min(x, high) = high − ReLU(high − x).
+
+    Example:
+        >>> AtMost(1.0)(torch.tensor([-3.0, 2.0])).tolist()
+        [-3.0, 1.0]
+    """
+
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.high, self.relu = high, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.high - self.relu(self.high - x)
+
+
+class Between(nn.Module):
+    """clip(x, low, high) = low + clip(x − low, 0, high − low): Hardtanh of any bounds.
+
+    Example:
+        >>> Between(-1.0, 2.0)(torch.tensor([-3.0, 1.0, 5.0])).tolist()
+        [-1.0, 1.0, 2.0]
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.bounded = low, nn.Hardtanh(0.0, high - low)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.bounded(x - self.low) + self.low
+
+
+class Absolute(nn.Module):
+    """|x| = ReLU(x) + ReLU(−x).
+
+    Example:
+        >>> Absolute()(torch.tensor([-3.0, 2.0])).tolist()
+        [3.0, 2.0]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.positive(x) + self.negative(-x)
+
+
+class HardSigmoid(nn.Module):
+    """clip(x + 3, 0, 6) / 6.
+
+    Example:
+        >>> HardSigmoid()(torch.tensor([-4.0, 0.0, 9.0])).tolist()
+        [0.0, 0.5, 1.0]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounded = nn.Hardtanh(0.0, 6.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.bounded(x + 3) / 6
+
+
+def find_relus(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
+    """Write ReLUs that are spelt in other words as ``relu``, in place.
+
+    These are ``where(x > 0, x, 0)``, ``x.masked_fill(x < 0, 0)``, ``maximum(x, 0)``, and
+    ``x * (x > 0)``.
+
+    Args:
+        gm: a traced graph.
+        values: of its nodes for an example; new nodes are added.
+
+    Example:
+        >>> gm = fx.symbolic_trace(lambda_module(lambda x: torch.where(x > 0, x, 0.0)))
+        >>> find_relus(gm, {})
+        >>> [node.name for node in gm.graph.nodes]
+        ['x', 'gt', 'relu', 'output']
+    """
+    for node in list(gm.graph.nodes):
+        source = next((s for s in (find(gm, node) for find in _SPELLINGS) if s is not None), None)
+        if source is None:
+            continue
+        with gm.graph.inserting_before(node):
+            relu = gm.graph.call_function(torch.relu, (source,))
+        relu.meta = dict(node.meta)
+        if node in values:
+            values[relu] = values[node]
+        node.replace_all_uses_with(relu)
+        gm.graph.erase_node(node)
+    gm.recompile()
+
+
+def lambda_module(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A module of one function, for examples."""
+
+    class Lambda(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    return Lambda()
+
+
+def _named(node: Any, *names: str) -> bool:
+    """Whether a node calls a function or method of one of these names."""
+    if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
+        return False
+    return getattr(node.target, "__name__", node.target) in names and not node.kwargs
+
+
+def _is_zero(gm: fx.GraphModule, value: Any) -> bool:
+    """Whether an argument is zero, as a number or as a tensor."""
+    if _named(value, "zeros_like", "new_zeros"):
+        return True
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        value = getattr(gm, str(value.target), None)
+        return isinstance(value, Tensor) and not value.any()
+    return isinstance(value, int | float) and value == 0
+
+
+def _compared(gm: fx.GraphModule, node: Any, *names: str) -> Any:
+    """What a node compares with zero, or None."""
+    while _named(node, "float", "to", "type_as"):
+        node = node.args[0]
+    if _named(node, *names) and len(node.args) == 2 and _is_zero(gm, node.args[1]):
+        return node.args[0]
+    return None
+
+
+def _where(gm: fx.GraphModule, node: fx.Node) -> Any:
+    if not _named(node, "where") or len(node.args) != 3 or not isinstance(node.args[0], fx.Node):
+        return None
+    condition, yes, no = node.args
+    if _is_zero(gm, no) and _compared(gm, condition, "gt", "ge") is yes:
+        return yes
+    return no if _is_zero(gm, yes) and _compared(gm, condition, "lt", "le") is no else None
+
+
+def _masked_fill(gm: fx.GraphModule, node: fx.Node) -> Any:
+    if not _named(node, "masked_fill") or len(node.args) != 3 or not _is_zero(gm, node.args[2]):
+        return None
+    return node.args[0] if _compared(gm, node.args[1], "lt", "le") is node.args[0] else None
+
+
+def _maximum(gm: fx.GraphModule, node: fx.Node) -> Any:
+    if not _named(node, "maximum", "max") or len(node.args) != 2:
+        return None
+    for x, other in (node.args, node.args[::-1]):
+        if isinstance(x, fx.Node) and isinstance(other, fx.Node) and _is_zero(gm, other):
+            return x
+    return None
+
+
+def _masked_product(gm: fx.GraphModule, node: fx.Node) -> Any:
+    if not _named(node, "mul") or len(node.args) != 2:
+        return None
+    for x, mask in (node.args, node.args[::-1]):
+        if isinstance(x, fx.Node) and _compared(gm, mask, "gt", "ge") is x:
+            return x
+    return None
+
+
+_SPELLINGS = (_where, _masked_fill, _maximum, _masked_product)
