@@ -57,7 +57,7 @@ extern "C" __global__ void li_pool(
         const Index plane = quotient(line, out_height), row = line - plane * out_height;
 
         Index where[TAPS];
-        bool inside[TAPS], owned[TAPS];  // an input of several windows belongs to the first
+        bool inside[TAPS];
         State sum[TAPS];
 #pragma unroll UNROLLED
         for (int tap = 0; tap < TAPS; ++tap) {
@@ -67,8 +67,6 @@ extern "C" __global__ void li_pool(
             inside[tap] = 0 <= h && h < height && 0 <= w && w < width;
             if (!inside[tap]) continue;
             where[tap] = ((plane * height + h) * width + w) * inner + k;
-            owned[tap] = !covered_before(row, tap_h, KERNEL_H, stride_h, dilation_h) &&
-                         !covered_before(column, tap_w, KERNEL_W, stride_w, dilation_w);
             sum[tap] = total[where[tap]];
         }
 
@@ -89,7 +87,11 @@ extern "C" __global__ void li_pool(
         pooled_out[o] = before;
 #pragma unroll UNROLLED
         for (int tap = 0; tap < TAPS; ++tap) {
-            if (inside[tap] && owned[tap]) total_out[where[tap]] = sum[tap];
+            if (!inside[tap]) continue;
+            // An input of several windows belongs to the first.
+            const bool first = !covered_before(row, tap / KERNEL_W, KERNEL_H, stride_h, dilation_h) &&
+                               !covered_before(column, tap % KERNEL_W, KERNEL_W, stride_w, dilation_w);
+            if (first) total_out[where[tap]] = sum[tap];
         }
     }
 
