@@ -12,7 +12,6 @@ from torch import Tensor
 __all__ = [
     "burst_multi_step",
     "burst_step",
-    "gated_pool_multi_step",
     "gated_pool_step",
     "li_pool_multi_step",
     "li_pool_step",
@@ -293,32 +292,3 @@ def gated_pool_step(x: Tensor, total: Tensor, pool: IndexPool, spatial: int) -> 
     """
     total = total + x
     return _winners(x, pool(total)[1], spatial), total
-
-
-def gated_pool_multi_step(
-    x_seq: Tensor, total: Tensor, pool: IndexPool, spatial: int
-) -> tuple[Tensor, Tensor]:
-    """T steps of :func:`gated_pool_step`.
-
-    Args:
-        x_seq: weighted spikes ``[T, N, C, ...]``.
-        total: Σ x before the first step ``[N, C, ...]``.
-        pool: a max-pooling that returns ``(values, indices)``.
-        spatial: number of pooled dimensions.
-
-    Returns:
-        Outputs ``[T, N, C, ...]`` and the total after the last step.
-
-    Source: as :func:`gated_pool_step`.
-
-    Example:
-        >>> pool = torch.nn.MaxPool1d(2, return_indices=True)
-        >>> x_seq = torch.tensor([[[[2.0, 0.0]]], [[[0.0, 1.0]]]])
-        >>> gated_pool_multi_step(x_seq, torch.zeros(1, 1, 2), pool, 1)[0].flatten().tolist()
-        [2.0, 0.0]
-    """
-    outputs = []
-    for x in x_seq:
-        out, total = gated_pool_step(x, total, pool, spatial)
-        outputs.append(out)
-    return torch.stack(outputs), total

@@ -22,7 +22,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor
 
 import sj_burst
-from sj_burst.backends.dispatch import INSTALLED
+from sj_burst.backends.dispatch import is_installed
 
 NETWORKS = {"small": (small_vgg, (1, 28, 28)), "vgg16": (vgg16, (3, 32, 32))}
 
@@ -39,7 +39,7 @@ def seconds(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 def main() -> None:
     p = parser(__doc__)
-    gpu = torch.cuda.is_available() and INSTALLED["cupy"]
+    gpu = torch.cuda.is_available() and is_installed("cupy")
     p.set_defaults(device="cuda" if gpu else "cpu")
     p.add_argument("--network", choices=NETWORKS, default="vgg16" if gpu else "small")
     p.add_argument("--batch", type=int, default=256 if gpu else 16)
@@ -76,7 +76,7 @@ def main() -> None:
         return torch.stack([rate_coding(x) for _ in range(args.time_steps)])
 
     kernels = "cupy" if device.type == "cuda" else "numba"
-    backends = ["torch", kernels] if INSTALLED[kernels] else ["torch"]
+    backends = ["torch", kernels] if is_installed(kernels) else ["torch"]
     times: dict[str, list[float]] = {"SpikingJelly rate coding": []}
     answers = {}
     with torch.no_grad():

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .layout import (
-    SpikeCounts,
     check_pool_input,
     flat_parameters,
     image_order,
@@ -23,6 +22,7 @@ from .layout import (
     pool_geometry,
     restore,
 )
+from .result import BurstResult, SpikeCounts
 
 __all__ = ["burst_multi_step", "li_pool_multi_step"]
 
@@ -182,44 +182,11 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
 
 
 @_jit_parallel
-def _burst_parts(  # type: ignore[no-untyped-def]
-    parts,
-    size,
-    stop,
-    z,
-    z_stride,
-    v_before,
-    sent_before,
-    theta,
-    shift,
-    inner,
-    bounds,
-    y,
-    v,
-    sent,
-    counts,
-    totals,
-):
+def _burst_parts(parts, size, stop, arrays, counts, totals):  # type: ignore[no-untyped-def]
     """:func:`_burst` in parts side by side; ``counts [parts, T]``."""
     for part in numba.prange(parts):
         count = None if counts is None else counts[part]
-        _burst(
-            part * size,
-            min((part + 1) * size, stop),
-            z,
-            z_stride,
-            v_before,
-            sent_before,
-            theta,
-            shift,
-            inner,
-            bounds,
-            y,
-            v,
-            sent,
-            count,
-            totals,
-        )
+        _burst(part * size, min((part + 1) * size, stop), *arrays, count, totals)
 
 
 @_jit_parallel
@@ -286,7 +253,7 @@ def burst_multi_step(
     shift: Tensor | None = None,
     sent: Tensor | None = None,
     count: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, SpikeCounts | None]:
+) -> BurstResult:
     """T steps of the burst neuron; see :func:`sj_burst.functional.burst_multi_step`.
 
     Args:
@@ -299,8 +266,7 @@ def burst_multi_step(
         count: whether to count spikes while they are emitted.
 
     Returns:
-        Outputs, membrane potential and spike count after the last step, and the number of spikes of
-        every step and every neuron if asked for.
+        Outputs, state after the last step, and the spikes of every step and every neuron if asked for.
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
@@ -322,12 +288,12 @@ def burst_multi_step(
         _burst(0, neurons, *arrays, None if counts is None else counts[0], totals)
     else:
         with _threads(parts):
-            _burst_parts(parts, size, neurons, *arrays, counts, totals)
+            _burst_parts(parts, size, neurons, arrays, counts, totals)
     spikes = None
     if counts is not None:
         per_neuron = restore(torch.from_numpy(totals), v.shape, order)
         spikes = SpikeCounts(torch.from_numpy(counts.sum(0)), per_neuron)
-    return (
+    return BurstResult(
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),
         None if sent_out is None else restore(torch.from_numpy(sent_out), v.shape, order),

@@ -1,25 +1,4 @@
-"""Backends of the stateful modules: torch everywhere, numba on CPUs, CuPy on CUDA devices.
-
-SpikingJelly shipped a CuPy multi-step backend for its neurons through 2.0.0rc1 and dropped it in
-2.0.0. With 2.0.0rc1, SpikingJelly's ``functional.set_backend(snn, "cupy")`` drives SpikingJelly's
-neurons and those of ``sj_burst`` alike. With 2.0.0, which has no backends, ``sj_burst.set_backend``
-does it for the modules of ``sj_burst``, whose kernels need CuPy only
-(``pip install 'sj_burst[cuda13]'``).
-
-All backends compute the same numbers, bit for bit in float32. Where a backend has no kernel, the
-torch backend takes over:
-
-- adaptive and three-dimensional pooling, gated pooling, single-step mode and ``store_v_seq``;
-- training through lateral-inhibition pooling, whose gradient is torch's own max-pooling's;
-- training with a surrogate other than SpikingJelly's ``Sigmoid`` and ``ATan``: any other is a Python
-  function, which a kernel cannot call;
-- numba: anything that needs a gradient, half precision, and under ``torch.compile``.
-
-:func:`sj_burst.backends.cupy.burst_li_pool_multi_step` runs a neuron layer and the pooling behind it
-in one kernel. It is a function for those who write their own modules: a network's neurons and pooling
-stay two modules, whose outputs hooks can see. numba compiles a loop when it is first used, which takes
-some seconds, and keeps it on disk.
-"""
+"""The choice of a backend: for a network by its user, and for every tensor that arrives."""
 
 import functools
 import importlib
@@ -33,25 +12,39 @@ from torch import Tensor, nn
 from .. import functional
 from ..utils.checks import check_network
 from .cuda import operators
-from .layout import SpikeCounts, pool_dim
+from .layout import pool_dim
+from .result import BurstResult
 
 __all__ = [
     "BACKENDS",
-    "INSTALLED",
     "POOLS_WITH_KERNELS",
+    "backend_for",
     "burst_multi_step",
     "check_backend",
+    "is_installed",
     "li_pool_multi_step",
     "set_backend",
 ]
 
 BACKENDS = ("torch", "numba", "cupy", "auto")
 POOLS_WITH_KERNELS = (nn.MaxPool1d, nn.MaxPool2d)  # of [T, N, C, L] and [T, N, C, H, W]
-INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("cupy", "numba")}
+_FASTEST = {"cuda": "cupy", "cpu": "numba"}  # by kind of device
+_DEVICES = {backend: device for device, backend in _FASTEST.items()}
 _REMEDIES = {
     "cupy": "pip install 'sj_burst[cuda13]' (or 'sj_burst[cuda12]' for a CUDA 12 driver)",
     "numba": "pip install 'sj_burst[cpu]'",
 }
+_HAS_PACKAGE = {name: importlib.util.find_spec(name) is not None for name in _REMEDIES}
+
+
+def is_installed(backend: str) -> bool:
+    """Whether the package of a backend's name is there; ``"torch"`` and ``"auto"`` need none.
+
+    Example:
+        >>> is_installed("torch")
+        True
+    """
+    return _HAS_PACKAGE.get(backend, True)
 
 
 def check_backend(backend: str) -> str:
@@ -67,7 +60,7 @@ def check_backend(backend: str) -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
-    if not INSTALLED.get(backend, True):
+    if not is_installed(backend):
         raise ImportError(f'backend="{backend}" needs {backend}: {_REMEDIES[backend]}')
     return backend
 
@@ -109,23 +102,24 @@ def set_backend(snn: nn.Module, backend: str) -> None:
             )
 
 
-def _works(backend: str) -> bool:
-    """Whether an installed backend runs here; tried once, where trying does no harm."""
+def _runs_here(backend: str) -> bool:
+    """Whether an installed backend runs on this machine; tried once, where trying does no harm."""
     if torch.compiler.is_compiling():
         return True
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return True
-    return _tried(backend)
+    return _passes_trial(backend)
 
 
 @functools.cache
-def _tried(backend: str) -> bool:
+def _passes_trial(backend: str) -> bool:
+    """Import numba, or fire a few neurons with CuPy; a warning tells what goes wrong."""
     z_seq, v, threshold = torch.ones(2, 1, 8), torch.zeros(1, 8), torch.tensor(0.75)
     try:
         if backend == "numba":
             importlib.import_module("sj_burst.backends.cpu")
         if backend == "cupy":
-            y_seq = operators.burst_multi_step(z_seq.cuda(), v.cuda(), threshold.cuda(), 2)[0]
+            y_seq = operators.burst_multi_step(z_seq.cuda(), v.cuda(), threshold.cuda(), 2).y_seq
             if not torch.equal(y_seq.cpu(), functional.burst_multi_step(z_seq, v, threshold, 2)[0]):
                 raise RuntimeError("its neurons fire differently")
     except Exception as error:
@@ -134,14 +128,22 @@ def _tried(backend: str) -> bool:
     return True
 
 
-def _engine(backend: str, x: Tensor) -> str:
-    """The backend for this tensor."""
+def backend_for(backend: str, x: Tensor) -> str:
+    """What runs a module of this ``backend`` on the tensor ``x``: torch, numba or CuPy.
+
+    Raises:
+        ValueError: if ``x`` is not on the backend's kind of device.
+
+    Example:
+        >>> backend_for("auto", torch.ones(2, 0))
+        'torch'
+    """
     if x.numel() == 0:  # the loops want something to do
         return "torch"
     if backend == "auto":
-        wanted = {"cuda": "cupy", "cpu": "numba"}.get(x.device.type, "torch")
-        return wanted if INSTALLED.get(wanted, True) and _works(wanted) else "torch"
-    needed = {"cupy": "cuda", "numba": "cpu"}.get(backend, x.device.type)
+        fastest = _FASTEST.get(x.device.type, "torch")
+        return fastest if is_installed(fastest) and _runs_here(fastest) else "torch"
+    needed = _DEVICES.get(backend, x.device.type)
     if x.device.type != needed:
         raise ValueError(
             f'backend="{backend}" computes on {needed} tensors and got one on {x.device}; move network '
@@ -151,15 +153,15 @@ def _engine(backend: str, x: Tensor) -> str:
     return backend
 
 
-def _numba_can(*tensors: Tensor | None) -> bool:
+def _numba_takes(*tensors: Tensor | None) -> bool:
     """Whether the numba loops take these tensors."""
     given = [t for t in tensors if t is not None]
-    one_type = given[0].dtype in (torch.float32, torch.float64)
-    one_type = one_type and all(t.dtype == given[0].dtype for t in given)
-    return one_type and not functional.needs_grad(*given) and not torch.compiler.is_compiling()
+    dtype = given[0].dtype
+    known = dtype in (torch.float32, torch.float64) and all(t.dtype == dtype for t in given)
+    return known and not functional.needs_grad(*given) and not torch.compiler.is_compiling()
 
 
-def _cupy_can(dtype: torch.dtype, parameter: torch.dtype) -> bool:
+def _cupy_takes(dtype: torch.dtype, parameter: torch.dtype) -> bool:
     """Whether the kernels keep what type promotion would: float64 parameters need float64 input."""
     return dtype in operators.STORAGE and (parameter != torch.float64 or dtype == torch.float64)
 
@@ -175,7 +177,7 @@ def burst_multi_step(
     sent: Tensor | None = None,
     surrogate: Callable[[Tensor], Tensor] | None = None,
     count: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, SpikeCounts | None]:
+) -> BurstResult:
     """Run :func:`sj_burst.functional.burst_multi_step` on a backend.
 
     Args:
@@ -191,40 +193,31 @@ def burst_multi_step(
             a very large Γ.
 
     Returns:
-        Outputs, membrane potential and spike count after the last step; and the spikes counted, or
-        ``None``.
+        Outputs, state after the last step, and the spikes if they were counted.
 
     Raises:
         ValueError: if the tensors are not on the backend's kind of device.
 
     Example:
-        >>> y_seq, *_ = burst_multi_step("torch", torch.ones(2, 1), torch.zeros(1), torch.tensor(1.0))
-        >>> y_seq.flatten().tolist()
+        >>> result = burst_multi_step("torch", torch.ones(2, 1), torch.zeros(1), torch.tensor(1.0))
+        >>> result.y_seq.flatten().tolist()
         [1.0, 1.0]
     """
-    engine = _engine(backend, z_seq)
-    if engine == "cupy" and _cupy_can(z_seq.dtype, threshold.dtype):
-        trainable = surrogate is None or operators.surrogate_code(surrogate) is not None
-        if trainable:
-            y_seq, v, sent, counts = operators.burst_multi_step(
-                z_seq,
-                v,
-                threshold,
-                max_spikes,
-                shift=shift,
-                sent=sent,
-                surrogate=surrogate,
-                count=count,
+    chosen = backend_for(backend, z_seq)
+    options = {"shift": shift, "sent": sent}
+    if chosen == "cupy" and _cupy_takes(z_seq.dtype, threshold.dtype):
+        if surrogate is None or operators.surrogate_code(surrogate) is not None:
+            return operators.burst_multi_step(
+                z_seq, v, threshold, max_spikes, **options, surrogate=surrogate, count=count
             )
-            return y_seq, v, sent, None if counts is None else SpikeCounts(counts)
-    if engine == "numba" and _numba_can(z_seq, v, threshold, shift, sent):
+    elif chosen == "numba" and _numba_takes(z_seq, v, threshold, shift, sent):
         from . import cpu
 
-        return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, shift=shift, sent=sent, count=count)
+        return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, count=count)
     y_seq, v, sent = functional.burst_multi_step(
-        z_seq, v, threshold, max_spikes, shift=shift, sent=sent, surrogate=surrogate
+        z_seq, v, threshold, max_spikes, **options, surrogate=surrogate
     )
-    return y_seq.to(z_seq.dtype), v, sent, None  # the state of half precision is float32
+    return BurstResult(y_seq.to(z_seq.dtype), v, sent)  # the state of half precision is float32
 
 
 def li_pool_multi_step(
@@ -252,12 +245,12 @@ def li_pool_multi_step(
         >>> out.flatten().tolist()
         [1.0, 1.0]
     """
-    engine = _engine(backend, x_seq)
-    has_kernel = isinstance(pool, POOLS_WITH_KERNELS) and x_seq.dim() == pool_dim(pool)
-    if engine == "cupy" and has_kernel and x_seq.dtype in operators.STORAGE:
+    chosen = backend_for(backend, x_seq)
+    has_kernel = type(pool) in POOLS_WITH_KERNELS and x_seq.dim() == pool_dim(pool)
+    if chosen == "cupy" and has_kernel and x_seq.dtype in operators.STORAGE:
         if not functional.needs_grad(x_seq, total, pooled):
             return operators.li_pool_multi_step(x_seq, total, pooled, pool)
-    elif engine == "numba" and has_kernel and _numba_can(x_seq, total, pooled):
+    elif chosen == "numba" and has_kernel and _numba_takes(x_seq, total, pooled):
         from . import cpu
 
         return cpu.li_pool_multi_step(x_seq, total, pooled, pool)

@@ -8,7 +8,6 @@ channels-last tensor inner 1.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from ..functional import needs_grad
 
 __all__ = [
-    "SpikeCounts",
     "check_pool_input",
     "flat_parameters",
     "flat_state",
@@ -25,19 +23,8 @@ __all__ = [
     "pool_dim",
     "pool_geometry",
     "restore",
+    "state_dtype",
 ]
-
-
-class SpikeCounts(NamedTuple):
-    """Spikes of a multi-step forward; a burst of n counts n, a negative spike 1.
-
-    Attributes:
-        per_step: ``[T]``, over all neurons.
-        per_neuron: ``[N, ...]``, over all steps; ``None`` if the backend counts steps only.
-    """
-
-    per_step: Tensor
-    per_neuron: Tensor | None = None
 
 
 def _reorder(x_seq: Tensor, order: list[int]) -> tuple[Tensor, list[int]]:

@@ -6,15 +6,9 @@ import torch
 from spikingjelly.activation_based import encoding
 from torch import Tensor
 
-from .temporal import TemporalModule
+from .temporal import TemporalModule, check_state_shape, first_step
 
 __all__ = ["ENCODERS", "CompensatedRateEncoder", "PoissonEncoder", "RateEncoder"]
-
-
-def _first(inputs: tuple[object, ...], step_mode: str) -> Tensor:
-    x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
-    assert isinstance(x, Tensor)
-    return x
 
 
 class PoissonEncoder(TemporalModule):
@@ -84,8 +78,10 @@ class RateEncoder(TemporalModule):
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[object, ...]:
         """Start from an empty accumulator after a reset."""
-        x = _first(inputs, step_mode)
-        return (torch.zeros_like(x) if states[0] is None else states[0],)
+        x = first_step(inputs, step_mode)
+        u = torch.zeros_like(x) if states[0] is None else states[0]
+        check_state_shape(self, u, x, "accumulator")
+        return (u,)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
@@ -134,6 +130,13 @@ class CompensatedRateEncoder(TemporalModule):
         self.register_buffer("threshold", _positive(threshold))
         self.time_steps = time_steps
         self.register_memory("u", None)
+
+    def materialize_states(
+        self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[object, ...]:
+        """Nothing before the first step, which tells itself by that."""
+        check_state_shape(self, states[0], first_step(inputs, step_mode), "accumulator")
+        return states
 
     def _loss(self, x: Tensor) -> Tensor:
         """The remainder r for a constant input x."""

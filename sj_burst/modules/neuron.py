@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .. import functional
 from ..backends import dispatch
 from ..backends.layout import state_dtype
-from .temporal import TemporalModule
+from ..backends.result import SpikeCounts
+from .temporal import TemporalModule, check_state_shape, first_step
 
 __all__ = ["BurstIFNode", "check_max_spikes", "neurons"]
 
@@ -76,7 +77,7 @@ class BurstIFNode(TemporalModule):
         super().__init__(step_mode)
         self.backend = backend
         self.count_spikes = False
-        self.spike_counts: dispatch.SpikeCounts | None = None
+        self.spike_counts: SpikeCounts | None = None
         self.max_spikes = check_max_spikes(max_spikes)
         self.signed = signed
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
@@ -106,18 +107,13 @@ class BurstIFNode(TemporalModule):
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[object, ...]:
         """Expand the initial membrane potential to the shape of the input after a reset."""
-        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
-        assert isinstance(x, Tensor)
+        x = first_step(inputs, step_mode)
         v, sent = states
         if v is None:
             _check_channels(self.threshold, x)
             v = functional.per_channel(self.v_init, x.dim()).to(state_dtype(x.dtype))
             v = v.expand_as(x)
-        elif isinstance(v, Tensor) and v.shape != x.shape:
-            raise ValueError(
-                f"BurstIFNode holds the membrane potential of an input of shape {tuple(v.shape)} "
-                f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
-            )
+        check_state_shape(self, v, x, "membrane potential")
         if self.signed and sent is None:
             sent = x.new_zeros((), dtype=state_dtype(x.dtype)).expand_as(x)
         return v, sent

@@ -1,47 +1,53 @@
 """Max-pooling of spikes over time: lateral inhibition, gated, plain and average."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
 from ..backends import dispatch
 from ..backends.layout import state_dtype
-from .temporal import TemporalModule
+from .temporal import TemporalModule, check_state_shape, first_step
 
-__all__ = [
-    "MAX_POOLS",
-    "POOLING_RULES",
-    "GatedAdaptiveMaxPool1d",
-    "GatedAdaptiveMaxPool2d",
-    "GatedAdaptiveMaxPool3d",
-    "GatedMaxPool1d",
-    "GatedMaxPool2d",
-    "GatedMaxPool3d",
-    "GatedPool",
-    "LIAdaptiveMaxPool1d",
-    "LIAdaptiveMaxPool2d",
-    "LIAdaptiveMaxPool3d",
-    "LIMaxPool1d",
-    "LIMaxPool2d",
-    "LIMaxPool3d",
-    "LIPool",
-    "average_pool",
-    "spiking_pool",
-]
-
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_ADAPTIVE_MAX_POOLS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-_AVG_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_ADAPTIVE_AVG_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-MAX_POOLS = _MAX_POOLS + _ADAPTIVE_MAX_POOLS
+__all__ = ["MAX_POOLS", "POOLING_RULES", "GatedPool", "LIPool", "average_pool", "spiking_pool"]
 
 
-def _spatial(pool: nn.Module) -> int:
-    """Number of dimensions that a pooling module pools over."""
-    return int(type(pool).__name__[-2])
+class _Kind(NamedTuple):
+    """What goes with one of torch's max-pooling modules."""
+
+    dimensions: int
+    function: Callable[..., Any]
+    average: Callable[..., nn.Module]
+
+
+_KINDS: dict[type[nn.Module], _Kind] = {
+    nn.MaxPool1d: _Kind(1, F.max_pool1d, nn.AvgPool1d),
+    nn.MaxPool2d: _Kind(2, F.max_pool2d, nn.AvgPool2d),
+    nn.MaxPool3d: _Kind(3, F.max_pool3d, nn.AvgPool3d),
+    nn.AdaptiveMaxPool1d: _Kind(1, F.adaptive_max_pool1d, nn.AdaptiveAvgPool1d),
+    nn.AdaptiveMaxPool2d: _Kind(2, F.adaptive_max_pool2d, nn.AdaptiveAvgPool2d),
+    nn.AdaptiveMaxPool3d: _Kind(3, F.adaptive_max_pool3d, nn.AdaptiveAvgPool3d),
+}
+MAX_POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+
+
+def _kind_of(pool: nn.Module) -> _Kind:
+    """The row for a max-pooling module, or for one that derives from it.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    for kind, row in _KINDS.items():
+        if isinstance(pool, kind):
+            return row
+    names = [kind.__name__ for kind in MAX_POOLS]
+    raise TypeError(f"pool must be one of torch's {names}, got {type(pool).__name__}")
 
 
 class LIPool(TemporalModule):
@@ -63,7 +69,7 @@ class LIPool(TemporalModule):
     Source: Li & Zeng, IJCAI 2022; closed form derived here.
 
     Example:
-        >>> pool = LIMaxPool1d(2, step_mode="m")
+        >>> pool = LIPool(nn.MaxPool1d(2), step_mode="m")
         >>> pool(torch.tensor([[[[1.0, 0.0]]], [[[0.0, 2.0]]]])).flatten().tolist()
         [1.0, 1.0]
     """
@@ -72,8 +78,7 @@ class LIPool(TemporalModule):
 
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)
-        if not isinstance(pool, MAX_POOLS):
-            raise TypeError(f"pool must be a max-pooling module, got {type(pool).__name__}")
+        _kind_of(pool)  # refuses any other module
         self.pool = pool
         self.register_memory("total", None)
         self.register_memory("pooled", None)
@@ -81,7 +86,7 @@ class LIPool(TemporalModule):
     @property
     def supported_backends(self) -> tuple[str, ...]:
         """What ``backend`` may be; adaptive and 3d pooling have no kernels."""
-        has_kernel = isinstance(self.pool, dispatch.POOLS_WITH_KERNELS)
+        has_kernel = type(self.pool) in dispatch.POOLS_WITH_KERNELS
         return dispatch.BACKENDS if has_kernel else ("torch",)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
@@ -92,13 +97,12 @@ class LIPool(TemporalModule):
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[object, ...]:
         """Start from empty totals after a reset."""
-        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
-        assert isinstance(x, Tensor)
+        x = first_step(inputs, step_mode)
         total, pooled = states
         if total is None:
             total = torch.zeros_like(x, dtype=state_dtype(x.dtype))
             pooled = torch.zeros_like(self.pool(total))
-        _check_state(self, total, x)
+        check_state_shape(self, total, x, "totals")
         return total, pooled
 
     def single_step_functional_forward(
@@ -134,7 +138,7 @@ class GatedPool(TemporalModule):
     Source: Rueckauer et al., Frontiers in Neuroscience 2017.
 
     Example:
-        >>> pool = GatedMaxPool1d(2, step_mode="m")
+        >>> pool = GatedPool(nn.MaxPool1d(2), step_mode="m")
         >>> pool(torch.tensor([[[[2.0, 0.0]]], [[[0.0, 1.0]]]])).flatten().tolist()
         [2.0, 0.0]
     """
@@ -143,31 +147,23 @@ class GatedPool(TemporalModule):
 
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)
-        if not isinstance(pool, MAX_POOLS):
-            raise TypeError(f"pool must be a max-pooling module, got {type(pool).__name__}")
-        self.pool = pool
-        self.spatial = _spatial(pool)
+        _kind_of(pool)  # refuses any other module
+        self.pool: Any = pool
         self.register_memory("total", None)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Run all steps; an input that is constant in time needs plain max-pooling only."""
         return self.pool(x_seq) if self.is_constant(x_seq) else super().multi_step_forward(x_seq)
 
-    def _pool_with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        functional_pool = getattr(nn.functional, _FUNCTIONAL_NAMES[type(self.pool)])
-        options = {name: getattr(self.pool, name) for name in self.pool.__constants__}
-        return functional_pool(x, **options | {"return_indices": True})
-
     def materialize_states(
         self, inputs: tuple[object, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[object, ...]:
         """Start from an empty total after a reset."""
-        x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
-        assert isinstance(x, Tensor)
+        x = first_step(inputs, step_mode)
         total = states[0]
         if total is None:
             total = torch.zeros_like(x, dtype=state_dtype(x.dtype))
-        _check_state(self, total, x)
+        check_state_shape(self, total, x, "totals")
         return (total,)
 
     def single_step_functional_forward(
@@ -175,26 +171,14 @@ class GatedPool(TemporalModule):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step on explicit state ``(total,)``."""
         (x,), (total,) = inputs, states
-        out, total = functional.gated_pool_step(x, total, self._pool_with_indices, self.spatial)
+        spatial = _kind_of(self.pool).dimensions
+        out, total = functional.gated_pool_step(x, total, self._pool_with_indices, spatial)
         return (out,), (total,)
 
-
-_FUNCTIONAL_NAMES = {
-    nn.MaxPool1d: "max_pool1d",
-    nn.MaxPool2d: "max_pool2d",
-    nn.MaxPool3d: "max_pool3d",
-    nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.AdaptiveMaxPool3d: "adaptive_max_pool3d",
-}
-
-
-def _check_state(module: nn.Module, total: object, x: Tensor) -> None:
-    if isinstance(total, Tensor) and total.shape != x.shape:
-        raise ValueError(
-            f"{type(module).__name__} holds the totals of an input of shape {tuple(total.shape)} "
-            f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
-        )
+    def _pool_with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # Not the module with another option: hooks on it see the maxima alone.
+        options = {name: getattr(self.pool, name) for name in self.pool.__constants__}
+        return _kind_of(self.pool).function(x, **options | {"return_indices": True})
 
 
 def average_pool(pool: Any) -> nn.Module:
@@ -204,27 +188,23 @@ def average_pool(pool: Any) -> nn.Module:
         pool: a max-pooling module.
 
     Raises:
-        ValueError: if ``pool`` is dilated: torch has no dilated average-pooling.
+        TypeError: if ``pool`` is no max-pooling module.
+        ValueError: if it is dilated: torch has no dilated average-pooling.
 
     Example:
         >>> average_pool(nn.MaxPool2d(3, stride=2, padding=1))
         AvgPool2d(kernel_size=3, stride=2, padding=1)
     """
-    if isinstance(pool, _ADAPTIVE_MAX_POOLS):
-        return _ADAPTIVE_AVG_POOLS[_spatial(pool) - 1](pool.output_size)
-    assert isinstance(pool, _MAX_POOLS)
+    average = _kind_of(pool).average
+    if hasattr(pool, "output_size"):  # adaptive
+        return average(pool.output_size)
     if torch.as_tensor(pool.dilation).ne(1).any():
         raise ValueError(
             f'max_pool="average" cannot replace {pool}: average-pooling has no dilation; '
             'use "lateral_inhibition"'
         )
-    module: Any = _AVG_POOLS[_spatial(pool) - 1]
-    return module(
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        ceil_mode=pool.ceil_mode,
-        count_include_pad=False,
+    return average(
+        pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode, count_include_pad=False
     )
 
 
@@ -258,91 +238,3 @@ def spiking_pool(pool: nn.Module, rule: str) -> nn.Module:
     if rule not in POOLING_RULES:
         raise ValueError(f"max_pool must be one of {list(POOLING_RULES)}, got {rule!r}")
     return POOLING_RULES[rule](pool)
-
-
-# The geometries under their usual names: arguments are those of torch's module of that name
-# (MaxPool2d for LIMaxPool2d, …) plus step_mode.
-
-
-class LIMaxPool1d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.MaxPool1d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool1d(*args, **kwargs), step_mode)
-
-
-class LIMaxPool2d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.MaxPool2d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool2d(*args, **kwargs), step_mode)
-
-
-class LIMaxPool3d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.MaxPool3d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool3d(*args, **kwargs), step_mode)
-
-
-class LIAdaptiveMaxPool1d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.AdaptiveMaxPool1d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool1d(*args, **kwargs), step_mode)
-
-
-class LIAdaptiveMaxPool2d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.AdaptiveMaxPool2d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool2d(*args, **kwargs), step_mode)
-
-
-class LIAdaptiveMaxPool3d(LIPool):
-    """:class:`LIPool` with the arguments of ``torch.nn.AdaptiveMaxPool3d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool3d(*args, **kwargs), step_mode)
-
-
-class GatedMaxPool1d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.MaxPool1d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool1d(*args, **kwargs), step_mode)
-
-
-class GatedMaxPool2d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.MaxPool2d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool2d(*args, **kwargs), step_mode)
-
-
-class GatedMaxPool3d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.MaxPool3d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.MaxPool3d(*args, **kwargs), step_mode)
-
-
-class GatedAdaptiveMaxPool1d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.AdaptiveMaxPool1d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool1d(*args, **kwargs), step_mode)
-
-
-class GatedAdaptiveMaxPool2d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.AdaptiveMaxPool2d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool2d(*args, **kwargs), step_mode)
-
-
-class GatedAdaptiveMaxPool3d(GatedPool):
-    """:class:`GatedPool` with the arguments of ``torch.nn.AdaptiveMaxPool3d``."""
-
-    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
-        super().__init__(nn.AdaptiveMaxPool3d(*args, **kwargs), step_mode)

@@ -12,6 +12,8 @@ from ..backends.dispatch import check_backend
 __all__ = [
     "TemporalModule",
     "TimeFold",
+    "check_state_shape",
+    "first_step",
     "run_temporal",
     "temporal_modules",
     "time_folded",
@@ -84,6 +86,26 @@ class TemporalModule(base.MemoryModule):
         if self.time_fold is None:
             return super().multi_step_forward(x_seq)
         return super().multi_step_forward(self.unfold(x_seq)).flatten(0, 1)
+
+
+def first_step(inputs: tuple[object, ...], step_mode: str) -> Tensor:
+    """The input ``[N, ...]`` that a fresh state has to fit: of a single step, or the first of many."""
+    x = inputs[0] if step_mode == "s" else inputs[0][0]  # type: ignore[index]
+    assert isinstance(x, Tensor)
+    return x
+
+
+def check_state_shape(module: nn.Module, state: object, x: Tensor, what: str) -> None:
+    """Raise if a module still holds the state of an input of another shape.
+
+    Raises:
+        ValueError: names both shapes and the remedy.
+    """
+    if isinstance(state, Tensor) and state.shape != x.shape:
+        raise ValueError(
+            f"{type(module).__name__} holds the {what} of an input of shape {tuple(state.shape)} "
+            f"but got {tuple(x.shape)}; call functional.reset_net(net) between batches"
+        )
 
 
 def temporal_modules(net: nn.Module) -> list[TemporalModule]:

@@ -2,8 +2,8 @@ import host_shim
 import pytest
 import torch
 
-from sj_burst.backends import dispatch as backends
-from sj_burst.backends.cuda import operators as cupy
+from sj_burst.backends import dispatch
+from sj_burst.backends.cuda import operators
 
 
 @pytest.fixture
@@ -11,10 +11,10 @@ def on_host(monkeypatch):
     """Kernels run on the CPU, and every backend but torch means them."""
     if host_shim.COMPILER is None:
         pytest.skip("needs g++")
-    monkeypatch.setattr(cupy, "launch", host_shim.launch)
-    monkeypatch.setattr(cupy, "WIDE_FROM", 0)
-    monkeypatch.setattr(backends, "_engine", lambda backend, x: backend)
-    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
+    monkeypatch.setattr(operators, "launch_kernel", host_shim.launch_kernel)
+    monkeypatch.setattr(operators, "WIDE_FROM", 0)
+    monkeypatch.setattr(dispatch, "backend_for", lambda backend, x: backend)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: True)
 
 
 @pytest.fixture(autouse=True)

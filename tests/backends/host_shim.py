@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from sj_burst.backends.cuda import operators as cupy
+from sj_burst.backends.cuda.launch import kernel_source
+from sj_burst.backends.cuda.operators import MAX_COUNTED_STEPS
 
 COMPILER = shutil.which("g++")
 BLOCKS = 3  # fewer threads than neurons, so that the kernels have to loop
@@ -25,9 +26,9 @@ def _folder() -> tempfile.TemporaryDirectory:
 def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     folder = Path(_folder().name)
     stem = "-".join([kernel, *(f"{name}{value}" for name, value in macros)])
-    source = (Path(__file__).parent / "host_shim.h").read_text() + cupy.kernel_source(kernel)
+    source = (Path(__file__).parent / "host_shim.h").read_text() + kernel_source(kernel)
     if dict(macros).get("COUNT"):
-        source += f"\nPartial block_tally[{cupy.MAX_COUNTED_STEPS}];\n"
+        source += f"\nPartial block_tally[{MAX_COUNTED_STEPS}];\n"
     (folder / f"{stem}.cpp").write_text(source)
     defined = [f"-D{name}={value}" for name, value in macros]
     options = [
@@ -52,11 +53,11 @@ def _argument(value: Any) -> Any:
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_longlong(value)
 
 
-def launch(kernel, macros, work, args, device, shared) -> None:
-    """Stands for :func:`sj_burst.backends.cupy.launch`."""
+def launch_kernel(kernel, macros, work, args, device, shared=0) -> None:
+    """Stands for :func:`sj_burst.backends.cuda.launch.launch_kernel`."""
     module = library(kernel, tuple(sorted(macros.items())))
     arguments = [_argument(arg) for arg in args]
-    threads = 1 if macros["COUNT"] else 2
+    threads = 1 if macros.get("COUNT") else 2
     for block in range(BLOCKS):
         for thread in range(threads):
             numbers = (block, thread, BLOCKS, threads)

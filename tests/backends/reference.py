@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_burst import functional
+from sj_burst.backends.result import BurstResult
 
 
 @dataclass
@@ -82,16 +83,19 @@ def spikes_of(case: Case, y_seq: Tensor) -> Tensor:
     return (y_seq / case.threshold).round().abs().flatten(1).sum(1).long()
 
 
-def assert_burst_equal(case: Case, got: tuple[Tensor | None, ...]) -> None:
-    """``got`` (y, v, sent, spikes per step) is what functional.py says, bit for bit."""
+def assert_burst_equal(case: Case, got: BurstResult) -> None:
+    """``got`` is what functional.py says, bit for bit."""
     y_seq, v, sent = expected(case)
-    for name, a, b in zip(("y", "v", "sent"), got, (y_seq.to(case.z_seq.dtype), v, sent), strict=False):
-        assert (a is None) == (b is None), name
-        if a is not None:
-            assert a.shape == b.shape and a.dtype == b.dtype, (name, a.shape, b.shape, a.dtype)
-            assert torch.equal(a, b), f"{name} of {tuple(case.z_seq.shape)}: {(a - b).abs().max()}"
-    if got[3] is not None:
-        assert torch.equal(got[3], spikes_of(case, y_seq)), "spikes per step"
+    for name, wanted in (("y_seq", y_seq.to(case.z_seq.dtype)), ("v", v), ("sent", sent)):
+        value = getattr(got, name)
+        assert (value is None) == (wanted is None), name
+        if value is not None:
+            value = value.cpu()
+            assert value.shape == wanted.shape and value.dtype == wanted.dtype, (name, value.shape)
+            largest = (value - wanted).abs().max()
+            assert torch.equal(value, wanted), f"{name} of {tuple(case.z_seq.shape)}: {largest}"
+    if got.counts is not None:
+        assert torch.equal(got.counts.per_step.cpu(), spikes_of(case, y_seq)), "spikes per step"
 
 
 POOLS: list[nn.Module] = [

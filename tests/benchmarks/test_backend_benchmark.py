@@ -20,14 +20,14 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
 from sj_burst import BurstRecipe, set_backend
-from sj_burst.backends import dispatch as backends
-from sj_burst.modules.pooling import LIMaxPool2d
+from sj_burst.backends import dispatch
+from sj_burst.modules.pooling import LIPool
 
 COMMAND = "pytest -o addopts= tests/benchmarks/test_backend_benchmark.py"
 RECORD = Path(__file__).parents[2] / "figures" / "backend_benchmark.json"
-CPU_BACKENDS = [b for b in ("torch", "numba") if backends.INSTALLED.get(b, True)]
+CPU_BACKENDS = [b for b in ("torch", "numba") if dispatch.is_installed(b)]
 on_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and backends.INSTALLED["cupy"]),
+    not (torch.cuda.is_available() and dispatch.is_installed("cupy")),
     reason="needs a CUDA device and CuPy",
 )
 
@@ -82,12 +82,12 @@ def record(name: str, values: dict[str, float]) -> None:
 def test_burst_on_cpu(benchmark, backend, signed):
     z_seq, v = torch.randn(8, 16, 16, 32, 32), torch.zeros(16, 16, 32, 32)
     threshold, sent = torch.rand(16, 1, 1) + 0.3, torch.zeros_like(v) if signed else None
-    benchmark(backends.burst_multi_step, backend, z_seq, v, threshold, 4, sent=sent)
+    benchmark(dispatch.burst_multi_step, backend, z_seq, v, threshold, 4, sent=sent)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_pooling_on_cpu(benchmark, backend):
-    pool = LIMaxPool2d(2, step_mode="m")
+    pool = LIPool(nn.MaxPool2d(2), step_mode="m")
     pool.backend = backend
     x_seq = torch.rand(8, 16, 16, 32, 32)
     with torch.no_grad():
@@ -123,8 +123,8 @@ def test_burst_bandwidth_on_gpu(dtype):
         seconds = alternating_medians(
             {
                 "copy": lambda: target.copy_(z_seq),
-                "cupy": lambda: backends.burst_multi_step("cupy", z_seq, v, threshold, 4),
-                "torch": lambda: backends.burst_multi_step("torch", z_seq, v, threshold, 4),
+                "cupy": lambda: dispatch.burst_multi_step("cupy", z_seq, v, threshold, 4),
+                "torch": lambda: dispatch.burst_multi_step("torch", z_seq, v, threshold, 4),
             }
         )
     gigabytes = {name: 2 * z_seq.nbytes / s / 1e9 for name, s in seconds.items()}
@@ -170,5 +170,5 @@ def _share_in_our_kernels(run: Callable[[], None]) -> float:
         run()
         torch.cuda.synchronize()
     times = {e.key: e.self_device_time_total for e in profile.key_averages()}
-    ours = sum(t for name, t in times.items() if name in ("burst_forward", "li_pool_forward"))
+    ours = sum(t for name, t in times.items() if name in ("burst_forward", "li_pool"))
     return ours / sum(times.values())

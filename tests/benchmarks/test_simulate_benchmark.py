@@ -20,12 +20,12 @@ from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
 from sj_burst import BurstRecipe, set_backend, simulate, standardize
-from sj_burst.backends import dispatch as backends
+from sj_burst.backends.dispatch import is_installed
 from sj_burst.graph.fuse import fuse
 
 NETWORKS = {"vgg": (small_vgg, (1, 28, 28)), "resnet20": (CifarResNet, (3, 32, 32))}
 STEPS_TRIED = 64
-BACKENDS = [b for b in ("torch", "numba") if backends.INSTALLED.get(b, True)]
+BACKENDS = [b for b in ("torch", "numba") if is_installed(b)]
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:

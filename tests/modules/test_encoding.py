@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spikingjelly.activation_based import functional
 from torch import nn
 
 from sj_burst.modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
@@ -54,6 +55,18 @@ def test_poisson_code_has_the_right_mean():
 def test_bad_threshold(encoder):
     with pytest.raises(ValueError, match="positive"):
         encoder(0.0)
+
+
+@pytest.mark.parametrize("encoder", [RateEncoder(1.0), CompensatedRateEncoder(1.0, 4)], ids=repr)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_new_batch_without_reset_is_refused(encoder, step_mode):
+    """One image after four would take on the accumulators of all four."""
+    functional.reset_net(encoder)
+    encoder.step_mode = step_mode
+    time = (1,) if step_mode == "m" else ()
+    encoder(torch.ones(*time, 4, 3))
+    with pytest.raises(ValueError, match=r"accumulator of an input of shape \(4, 3\).*reset_net"):
+        encoder(torch.ones(*time, 1, 3))
 
 
 def test_bad_time_steps():

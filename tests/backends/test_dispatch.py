@@ -11,13 +11,14 @@ from torch import nn
 
 import sj_burst
 from sj_burst import BurstIFNode, BurstRecipe, set_backend, simulate
-from sj_burst.backends import dispatch as backends
-from sj_burst.modules.pooling import GatedMaxPool2d, LIAdaptiveMaxPool2d, LIMaxPool2d, LIMaxPool3d
+from sj_burst.backends import dispatch
+from sj_burst.modules.pooling import GatedPool, LIPool
 
 
 def network() -> nn.Sequential:
     node = BurstIFNode(0.3, 2, step_mode="m")
-    return nn.Sequential(node, LIMaxPool2d(2, step_mode="m"), LIAdaptiveMaxPool2d(1, step_mode="m"))
+    pools = [LIPool(pool, step_mode="m") for pool in (nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1))]
+    return nn.Sequential(node, *pools)
 
 
 def network_of_relus() -> nn.Sequential:
@@ -28,7 +29,7 @@ def test_properties():
     node, pool, adaptive = network()
     assert node.backend == pool.backend == "torch"
     assert node.supported_backends == pool.supported_backends == ("torch", "numba", "cupy", "auto")
-    for module in (adaptive, LIMaxPool3d(2), GatedMaxPool2d(2)):
+    for module in (adaptive, LIPool(nn.MaxPool3d(2)), GatedPool(nn.MaxPool2d(2))):
         assert module.supported_backends == ("torch",)
         with pytest.raises(NotImplementedError, match="no backend 'auto'"):
             module.backend = "auto"
@@ -36,7 +37,7 @@ def test_properties():
 
 
 def test_set_backend_reaches_what_it_can(monkeypatch):
-    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: True)
     net = network()
     set_backend(net, "cupy")
     assert [m.backend for m in net] == ["cupy", "cupy", "torch"]
@@ -48,7 +49,7 @@ def test_set_backend_reaches_what_it_can(monkeypatch):
 def test_spikingjellys_own_switch(monkeypatch):
     from spikingjelly.activation_based import neuron
 
-    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: True)
     monkeypatch.setattr(base, "cupy", object())
     net = nn.Sequential(*network(), neuron.IFNode(step_mode="m"))
     sj_functional.set_backend(net, "cupy")
@@ -66,7 +67,7 @@ def test_unknown_backend():
 
 @pytest.mark.parametrize(("name", "extra"), [("cupy", "cuda13"), ("numba", "cpu")])
 def test_missing_package(monkeypatch, name, extra):
-    monkeypatch.setitem(backends.INSTALLED, name, False)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: backend != name)
     with pytest.raises(ImportError, match=rf"pip install 'sj_burst\[{extra}\]'"):
         set_backend(network(), name)
     with pytest.raises(ImportError, match="needs"):
@@ -74,7 +75,7 @@ def test_missing_package(monkeypatch, name, extra):
 
 
 def test_cpu_tensors_with_cupy(monkeypatch):
-    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: True)
     net = network()
     set_backend(net, "cupy")
     with torch.no_grad(), pytest.raises(ValueError, match=r"\.to\(\"cuda\"\).*sj_burst\[cuda13\]"):
@@ -85,8 +86,8 @@ def test_cpu_tensors_with_cupy(monkeypatch):
 def test_auto_on_cpu(monkeypatch, installed):
     if installed:
         pytest.importorskip("numba")
-    monkeypatch.setitem(backends.INSTALLED, "numba", installed)
-    monkeypatch.setitem(backends.INSTALLED, "cupy", False)
+    there = {"torch", "numba"} if installed else {"torch"}
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: backend in {*there, "auto"})
     x_seq, results = torch.randn(4, 2, 3, 8, 8), []
     for backend in ("torch", "auto"):
         net = network()
@@ -132,15 +133,15 @@ def test_public_name():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_auto_falls_back_where_a_backend_does_not_run(monkeypatch):
     """CuPy may be installed where it cannot launch kernels: here, on the CPU's torch."""
-    monkeypatch.setitem(backends.INSTALLED, "cupy", True)
-    monkeypatch.setattr(backends, "_tried", backends._tried.__wrapped__)
+    monkeypatch.setattr(dispatch, "is_installed", lambda backend: True)
+    monkeypatch.setattr(dispatch, "_passes_trial", dispatch._passes_trial.__wrapped__)
 
     class OnCuda:
         device = torch.device("cuda")
         is_cuda = True
         numel = staticmethod(lambda: 1)
 
-    assert backends._engine("auto", OnCuda()) == "torch"
+    assert dispatch.backend_for("auto", OnCuda()) == "torch"
 
 
 def test_converted_networks_take_the_fastest_backend(convert):

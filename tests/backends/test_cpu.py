@@ -21,7 +21,7 @@ from torch import nn
 
 from sj_burst import BurstIFNode, functional
 
-numba_backend = pytest.importorskip("sj_burst.backends.cpu")
+cpu = pytest.importorskip("sj_burst.backends.cpu")
 BOOLS = (False, True)
 
 
@@ -30,27 +30,27 @@ BOOLS = (False, True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_burst_equals_reference(dtype, shifted, signed):
     for case in burst_cases(dtype, signed, shifted):
-        *got, spikes = numba_backend.burst_multi_step(*case.args(), **case.options, count=True)
-        assert_burst_equal(case, (*got, spikes.per_step))
-        bursts = (got[0] / case.threshold).round().abs()
-        assert torch.equal(spikes.per_neuron, bursts.sum(0))
+        got = cpu.burst_multi_step(*case.args(), **case.options, count=True)
+        assert_burst_equal(case, got)
+        bursts = (got.y_seq / case.threshold).round().abs()
+        assert torch.equal(got.counts.per_neuron, bursts.sum(0))
 
 
 def test_many_blocks_and_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(numba_backend, "GRAIN", 1)
+    monkeypatch.setattr(cpu, "GRAIN", 1)
     for shape in ((2, 3, 41, 43), (1, 7, 1024), (3, 1025)):
         z_seq, v = torch.randn(4, *shape), torch.zeros(shape)
         for threshold in (
             torch.rand(shape[1], *[1] * (len(shape) - 2)) + 0.2,
             torch.rand(shape[1:]) + 0.2,
         ):
-            got = numba_backend.burst_multi_step(z_seq, v, threshold, 2, count=True)
+            got = cpu.burst_multi_step(z_seq, v, threshold, 2, count=True)
             y_seq, v_after, _ = functional.burst_multi_step(z_seq, v, threshold, 2)
-            assert torch.equal(got[0], y_seq) and torch.equal(got[1], v_after)
+            assert torch.equal(got.y_seq, y_seq) and torch.equal(got.v, v_after)
             bursts = (y_seq / threshold).round()
-            assert torch.equal(got[3].per_step, bursts.flatten(1).sum(1).long())
-            assert torch.equal(got[3].per_neuron, bursts.sum(0))
+            assert torch.equal(got.counts.per_step, bursts.flatten(1).sum(1).long())
+            assert torch.equal(got.counts.per_neuron, bursts.sum(0))
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=repr)
@@ -58,7 +58,7 @@ def test_pooling_equals_reference(pool):
     for layout, steps, dtype in itertools.product(LAYOUTS, (1, 4), (torch.float32, torch.float64)):
         x_seq = make_input(steps, pool_shape(pool), layout, dtype)
         states = pool_states(pool, dtype)
-        got = numba_backend.li_pool_multi_step(x_seq, *states, pool)
+        got = cpu.li_pool_multi_step(x_seq, *states, pool)
         for a, b in zip(got, functional.li_pool_multi_step(x_seq, *states, pool), strict=True):
             assert torch.equal(a, b), (layout, steps)
 
@@ -66,9 +66,9 @@ def test_pooling_equals_reference(pool):
 def test_inputs_stay_as_they_are():
     z_seq, v, sent = torch.randn(3, 2, 5), torch.zeros(2, 5), torch.zeros(2, 5)
     copies = [t.clone() for t in (z_seq, v, sent)]
-    numba_backend.burst_multi_step(z_seq, v, torch.tensor(0.5), 2, sent=sent)
+    cpu.burst_multi_step(z_seq, v, torch.tensor(0.5), 2, sent=sent)
     total, pooled = torch.zeros(1, 2, 5), torch.zeros(1, 2, 2)
-    numba_backend.li_pool_multi_step(z_seq[:, None], total, pooled, nn.MaxPool1d(2))
+    cpu.li_pool_multi_step(z_seq[:, None], total, pooled, nn.MaxPool1d(2))
     assert all(torch.equal(a, b) for a, b in zip((z_seq, v, sent), copies, strict=True))
     assert not total.any() and not pooled.any()
 
@@ -80,7 +80,7 @@ def test_special_values():
     for most in (1, 7, inf):
         args = (z_seq, torch.zeros(1, 7), threshold, most)
         wanted = functional.burst_multi_step(*args)
-        for a, b in zip(numba_backend.burst_multi_step(*args), wanted, strict=False):
+        for a, b in zip(cpu.burst_multi_step(*args), wanted, strict=False):
             assert a is b is None or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
@@ -104,7 +104,7 @@ def test_calls_from_several_threads():
     results: list[torch.Tensor] = []
 
     def call() -> None:
-        results.append(numba_backend.burst_multi_step(z_seq, v, threshold)[0])
+        results.append(cpu.burst_multi_step(z_seq, v, threshold)[0])
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
@@ -116,14 +116,14 @@ def test_calls_from_several_threads():
 
 _FORK = """
 import multiprocessing, torch
-from sj_burst.backends import cpu as numba
+from sj_burst.backends import cpu
 
-numba.GRAIN = 1
+cpu.GRAIN = 1
 torch.set_num_threads(2)
 z_seq, v = torch.randn(4, 5000), torch.zeros(5000)
 
 def fire():
-    return numba.burst_multi_step(z_seq, v, torch.tensor(0.5))[0]
+    return cpu.burst_multi_step(z_seq, v, torch.tensor(0.5))[0]
 
 def in_child(queue):
     queue.put(fire().sum().item())
