@@ -14,14 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layout import (
-    check_pool_input,
-    flat_parameters,
-    image_order,
-    memory_order,
-    pool_geometry,
-    restore,
-)
+from .layout import check_pool_input, flat_parameters, image_order, memory_order, pool_geometry, restore
 from .result import BurstResult, SpikeCounts
 
 __all__ = ["burst_multi_step", "li_pool_multi_step"]

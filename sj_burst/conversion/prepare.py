@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from ..graph.check import check_batch_independent, check_equal, check_supported, in_double
 from ..graph.fuse import fuse
 from ..graph.standardize import rewrite
-from ..graph.trace import activation_names, copy_with_plain_weights, trace, unwrapped
+from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
@@ -50,8 +50,7 @@ def prepare(
         raise ValueError(
             "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
         )
-    replaced = clip_bounded(gm)
-    return trace(gm, x)[0], replaced  # once more: containers of modules become their modules
+    return gm, clip_bounded(gm)
 
 
 def _fused(gm: fx.GraphModule, ann: nn.Module, x: Tensor, compare: bool) -> fx.GraphModule:

@@ -86,6 +86,7 @@ class _Conversion:
     """What one conversion carries from hook to hook."""
 
     x: Tensor  # example input [2, ...]
+    graph: fx.GraphModule
     replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
     statistics: dict[str, ActivationStatistics] = field(default_factory=dict)
     neurons: dict[str, BurstIFNode] = field(default_factory=dict)
@@ -185,13 +186,17 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"{x.dtype}; scale them in the loader, or use coding='direct'"
             )
         gm, trained = prepare(ann, x, direct=self.options.coding == "direct")
-        self._work = _Conversion(x, trained)
-        return gm
+        self._work = _Conversion(x, gm, trained)
+        return nn.Identity()  # for the converter to trace: the graph is there
+
+    @_hook
+    def after_trace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
+        """The prepared graph, in the place of the stand-in that was traced."""
+        return self._open.graph
 
     @_hook
     def calibrate(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Collect the statistics of every activation over the calibration set."""
-        fx_model.eval()  # tracing marks the root as training
         given = self.options.threshold == "trained" and self.options.potential != "ann"
         self._open.statistics = observe(
             fx_model,

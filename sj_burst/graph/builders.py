@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules.bounded import BoundedActivation
-from ..modules.pooling import MAX_POOLS
+from ..modules.pooling import MAX_POOLS, MaxOver
 from .composites import Absolute, AtLeast, AtMost, Between, HardSigmoid
 from .operators import DROPOUTS
 
@@ -152,6 +152,14 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> 
     return pool if keepdim else nn.Sequential(pool, nn.Flatten())
 
 
+def _amax(x: Tensor, dim: Any = (), keepdim: bool = False) -> nn.Module:
+    dims = (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(x.dim()))
+    dims = tuple(sorted(d % x.dim() for d in dims))
+    if 0 in dims:
+        raise Unsupported("a maximum over the batch mixes its samples; leave dimension 0 out")
+    return MaxOver(dims, keepdim)
+
+
 def _batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -216,6 +224,7 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_avg_pool2d: _adaptive_avg_pool(nn.AdaptiveAvgPool2d),
     F.adaptive_avg_pool3d: _adaptive_avg_pool(nn.AdaptiveAvgPool3d),
     torch.mean: _mean,
+    torch.amax: _amax,
     F.batch_norm: _batch_norm,
     F.dropout: _dropout,
     F.dropout1d: _dropout,
@@ -237,6 +246,7 @@ METHODS: dict[str, Callable[..., nn.Module | None]] = {
     "clamp_max_": _clamp_max,
     "abs": _abs,
     "abs_": _abs,
+    "amax": _amax,
     "mean": _mean,
 }
 

@@ -1,12 +1,15 @@
-"""Functions that are sums and shifts of ReLUs and bounded ReLUs, exactly."""
+"""Functions that are sums and shifts of ReLUs and bounded ReLUs, or maxima, exactly."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Absolute", "AtLeast", "AtMost", "Between", "HardSigmoid", "find_relus"]
+from .evaluate import evaluate_node
+
+__all__ = ["Absolute", "AtLeast", "AtMost", "Between", "HardSigmoid", "find_maxima", "find_relus"]
 
 
 class AtLeast(nn.Module):
@@ -191,6 +194,83 @@ def _masked_product(gm: fx.GraphModule, node: fx.Node) -> Any:
         if isinstance(x, fx.Node) and _compared(gm, mask, "gt", "ge") is x:
             return x
     return None
+
+
+def find_maxima(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
+    """Write maxima and minima of every kind as ``amax`` over dimensions, in place.
+
+    These are ``max(x, dim)[0]``, ``maximum(a, b)``, ``amin``, ``min(x, dim)[0]`` and ``minimum(a, b)``;
+    min(x) = −max(−x).
+
+    Args:
+        gm: a traced graph.
+        values: of its nodes for an example; new nodes are added.
+    """
+    for node in list(gm.graph.nodes):
+        if _named_anyhow(node, "max", "min") and isinstance(values.get(node), tuple):
+            _values_only(gm, node, values)
+        elif _named(node, "maximum", "minimum", "max", "min") and len(node.args) == 2:
+            _of_two(gm, node, values)
+    for node in list(gm.graph.nodes):
+        if _named_anyhow(node, "amin"):
+            _negated(gm, node, values)
+    gm.recompile()
+
+
+def _named_anyhow(node: fx.Node, *names: str) -> bool:
+    """As :func:`_named`, with keyword arguments too."""
+    called = node.op in ("call_function", "call_method")
+    return called and getattr(node.target, "__name__", node.target) in names
+
+
+def _put(
+    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], target: Any, *args: Any
+) -> fx.Node:
+    """A call before ``node``, which is evaluated for the example."""
+    with gm.graph.inserting_before(node):
+        new = gm.graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    values[new] = evaluate_node(gm, new, values.__getitem__)
+    return new
+
+
+def _values_only(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``max(x, dim)[0]`` and ``.values``, if nothing else is read."""
+
+    def is_value(user: fx.Node) -> bool:
+        return (user.target, user.args[1]) in ((operator.getitem, 0), (getattr, "values"))
+
+    readers = list(node.users)
+    if not all(map(is_value, readers)):
+        return
+    named = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    amax = torch.amax if getattr(node.target, "__name__", node.target) == "max" else torch.amin
+    new = _put(gm, node, values, amax, named["input"], named["dim"], named.get("keepdim", False))
+    for user in readers:
+        user.replace_all_uses_with(new)
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+
+
+def _of_two(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``maximum(a, b)`` as the maximum over a new dimension."""
+    shapes = [getattr(values.get(n), "shape", None) for n in node.all_input_nodes]
+    if len(shapes) != 2 or not shapes[0] or shapes[0] != shapes[1]:
+        return
+    name = str(getattr(node.target, "__name__", node.target))
+    stacked = _put(gm, node, values, torch.stack, list(node.args), 1)
+    amax = torch.amax if name.startswith("max") else torch.amin
+    node.replace_all_uses_with(_put(gm, node, values, amax, stacked, 1))
+    gm.graph.erase_node(node)
+
+
+def _negated(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``amin(x)`` as ``−amax(−x)``."""
+    named = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    x = _put(gm, node, values, operator.neg, named["input"])
+    largest = _put(gm, node, values, torch.amax, x, named.get("dim", ()), named.get("keepdim", False))
+    node.replace_all_uses_with(_put(gm, node, values, operator.neg, largest))
+    gm.graph.erase_node(node)
 
 
 _SPELLINGS = (_where, _masked_fill, _maximum, _masked_product)

@@ -11,7 +11,7 @@ from ..utils.inference import evaluate
 from . import composites
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
-from .composites import find_relus
+from .composites import find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, record
 from .operators import OUT_OF_PLACE, same_size
@@ -78,6 +78,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
         guard_input(gm, x)
     values = record(gm, x)
     find_relus(gm, values)
+    find_maxima(gm, values)
     problems = calls_to_modules(gm, values)
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)

@@ -12,7 +12,50 @@ from ..backends import dispatch
 from ..backends.layout import state_dtype
 from .temporal import TemporalModule, check_state_shape, first_step
 
-__all__ = ["MAX_POOLS", "POOLING_RULES", "GatedPool", "LIPool", "average_pool", "spiking_pool"]
+__all__ = [
+    "MAX_POOLS",
+    "POOLING_RULES",
+    "GatedPool",
+    "LIPool",
+    "MaxOver",
+    "average_pool",
+    "spiking_pool",
+]
+
+
+class MaxOver(nn.Module):
+    r"""Largest value over some dimensions of a sample: ``amax``, max over points or frames, maxout.
+
+    .. math::
+        y = \max_{d \in \text{dims}} x
+
+    Args:
+        dims: dimensions of ``[N, ...]``, not that of the samples.
+        keepdim: keep them, with one element.
+
+    Raises:
+        ValueError: for dimension 0.
+
+    Example:
+        >>> MaxOver((1,))(torch.tensor([[1.0, 3.0], [2.0, 0.0]])).tolist()
+        [3.0, 2.0]
+    """
+
+    __constants__ = ("dims", "keepdim")
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = False) -> None:
+        super().__init__()
+        if not dims or min(dims) < 1:
+            raise ValueError(f"dims must be dimensions of a sample, from 1 on, got {dims}")
+        self.dims, self.keepdim = tuple(dims), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` without ``dims``."""
+        return x.amax(self.dims, keepdim=self.keepdim)
+
+    def extra_repr(self) -> str:
+        """Options in one line."""
+        return f"dims={self.dims}, keepdim={self.keepdim}"
 
 
 class _Kind(NamedTuple):
@@ -33,7 +76,7 @@ _KINDS: dict[type[nn.Module], _Kind] = {
 }
 MAX_POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, MaxOver),
 )
 
 
@@ -42,7 +85,13 @@ def _kind_of(pool: nn.Module) -> _Kind:
 
     Raises:
         TypeError: if it is none.
+        ValueError: for a maximum over dimensions, which has no window.
     """
+    if isinstance(pool, MaxOver):
+        raise ValueError(
+            'only max_pool="lateral_inhibition" and "spike" take a maximum over dimensions, or of '
+            "several tensors"
+        )
     for kind, row in _KINDS.items():
         if isinstance(pool, kind):
             return row
@@ -60,7 +109,8 @@ class LIPool(TemporalModule):
     Σ out = maxpool(Σ x) at every T, so the pooled rate converges to the ANN's pooled activation.
 
     Args:
-        pool: any of torch's ``MaxPool1d/2d/3d`` and ``AdaptiveMaxPool1d/2d/3d``.
+        pool: any of torch's ``MaxPool1d/2d/3d`` and ``AdaptiveMaxPool1d/2d/3d``, or a
+            :class:`MaxOver`.
         step_mode: ``"s"`` for input ``[N, C, ...]``, ``"m"`` for ``[T, N, C, ...]``.
 
     Raises:
@@ -78,7 +128,8 @@ class LIPool(TemporalModule):
 
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)
-        _kind_of(pool)  # refuses any other module
+        if not isinstance(pool, MaxOver):
+            _kind_of(pool)  # refuses any other module
         self.pool = pool
         self.register_memory("total", None)
         self.register_memory("pooled", None)

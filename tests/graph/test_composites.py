@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sj_burst
 from sj_burst import standardize
 from sj_burst.graph.check import check_equal
 from sj_burst.graph.trace import activation_names
+from sj_burst.modules.pooling import LIPool
 
 
 class Around(nn.Module):
@@ -71,3 +73,56 @@ def test_sums_of_relus_converge(convert, name):
     snn = convert(net, [x], calibration="none", threshold="max", max_spikes=16)
     spread = (net(x) - net(x).mean(0)).norm()
     assert (snn.run(x, 64).mean(0) - net(x)).norm() < 0.04 * spread
+
+
+class Points(nn.Module):
+    """A small PointNet: a maximum over the points."""
+
+    def __init__(self, maximum):
+        super().__init__()
+        self.first, self.maximum, self.second = nn.Conv1d(3, 16, 1), maximum, nn.LazyLinear(2)
+
+    def forward(self, x):
+        return self.second(self.maximum(F.relu(self.first(x)) - 0.2).flatten(1))
+
+
+MAXIMA = {
+    "amax": lambda x: x.amax(2),
+    "amax over two, kept": lambda x: torch.amax(x.unflatten(1, (4, 4)), (1, -1), keepdim=True),
+    "max": lambda x: torch.max(x, 2)[0],
+    "max by name": lambda x: x.max(dim=-1, keepdim=True).values,
+    "maxout": lambda x: torch.maximum(x[:, :8], x[:, 8:]),
+    "max of two": lambda x: torch.max(x[:, :8], x[:, 8:]),
+    "amin": lambda x: x.amin(2),
+    "min": lambda x: torch.min(x, 2)[0],
+    "minimum": lambda x: torch.minimum(x[:, :8], x[:, 8:]),
+}
+
+
+@pytest.mark.parametrize("name", MAXIMA)
+@torch.no_grad()
+def test_maxima_are_pooled_by_lateral_inhibition(convert, tmp_path, name):
+    torch.manual_seed(0)
+    net, x = Points(MAXIMA[name]), torch.randn(32, 3, 10)
+    net(x)
+    snn = convert(net, [x], calibration="none", threshold="max", max_spikes=16)
+    assert [type(m) for m in snn.temporal_modules()].count(LIPool) == 1
+    errors = [(snn.run(x, steps).mean(0) - net(x)).norm() for steps in (16, 256)]
+    assert errors[1] < 0.02 * (net(x) - net(x).mean(0)).norm() and errors[1] < errors[0] / 4
+    assert sj_burst.report(snn, net, [x], 4).layers[1].error < 0.2
+    assert sj_burst.synops(snn, [x], 4).synops > 0
+    sj_burst.save(snn, tmp_path / "snn.pt")
+    assert torch.equal(sj_burst.load(tmp_path / "snn.pt", net).run(x, 3), snn.run(x, 3))
+    if name == "amax":
+        with pytest.raises(ValueError, match=r"only max_pool=.lateral_inhibition. and .spike."):
+            convert(net, [x], max_pool="gated")
+
+
+def test_a_maximum_over_the_batch_is_refused(convert):
+    with pytest.raises(ValueError, match="leave dimension 0 out"):
+        convert(Around(lambda x: F.relu(x) - x.amax(0)), [torch.randn(8, 3)])
+
+
+def test_indices_of_a_maximum_are_refused(convert):
+    with pytest.raises(ValueError, match="cannot be converted"):
+        convert(Around(lambda x: F.relu(x) * x.relu().max(1, keepdim=True)[1]), [torch.randn(8, 3)])
