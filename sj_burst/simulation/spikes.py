@@ -149,6 +149,7 @@ def _sum_over_samples(x: Tensor, steps: int) -> Tensor:
     order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
     rows = x.permute(0, *order)
     flat = rows.reshape(steps, len(x) // steps, -1)
-    total = (flat.new_ones(1, 1, flat.shape[1]).expand(steps, -1, -1) @ flat).double()
+    ones = flat.new_ones(1, flat.shape[1])
+    total = torch.cat([ones @ step for step in flat]).double()
     back = [order.index(d) + 1 for d in range(1, x.dim())]
     return total.view(steps, *rows.shape[1:]).permute(0, *back)
