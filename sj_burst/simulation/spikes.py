@@ -31,7 +31,8 @@ def spike_numbers(node: BurstIFNode, y: Tensor) -> Tensor:
         >>> spike_numbers(BurstIFNode(threshold=0.1, max_spikes=4), torch.tensor([[0.3, -0.1]]))
         tensor([[ 3., -1.]])
     """
-    return (y / per_channel(at_least_single(node.threshold), y.dim())).round_()
+    theta = per_channel(at_least_single(node.threshold), y.dim())
+    return (at_least_single(y) / theta).round_()
 
 
 class SpikeCounter:
