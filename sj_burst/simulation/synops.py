@@ -115,9 +115,12 @@ def count_operations(
     reset_net(snn)
     gm = graph_of(snn)
     folded = time_folded(gm, TimeFold(1, len(x))) if isinstance(snn, SpikingNetwork) else nullcontext()
-    with folded:
-        costs = SpikeWalk(gm, record(gm, x), spikes).run()
-    reset_net(snn)
+    try:
+        with folded:
+            values = record(gm, x)
+    finally:
+        reset_net(snn)
+    costs = SpikeWalk(gm, values, spikes).run()
     return Operations(
         {name: cost.per_sample(samples, time_steps) for name, cost in costs.items()}, time_steps
     )

@@ -38,22 +38,25 @@ def pair(convert):
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("calls", [1, 3, 5])
-def test_interrupted_while_a_batch_runs(pair, use, calls):
+@pytest.mark.parametrize("when", ["first", "middle", "last"])
+def test_interrupted_while_a_batch_runs(pair, use, when):
     snn, ann = pair
-    seen = 0
+    last_layer = snn.graph.get_submodule("9")  # all neurons have a state by then
+    calls, stop = 0, -1
 
-    def after_some(*_):
-        nonlocal seen
-        seen += 1
-        if seen == calls:
-            handle.remove()
+    def count(*_):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
             raise KeyboardInterrupt
 
-    # The last layer: all neurons have a state by then.
-    handle = snn.graph.get_submodule("9").register_forward_hook(after_some)
+    handle = last_layer.register_forward_hook(count)
+    USES[use](snn, ann)
+    assert calls > 2
+    stop, calls = {"first": 1, "middle": calls // 2, "last": calls}[when], 0
     with pytest.raises(KeyboardInterrupt) as caught:
         USES[use](snn, ann)
+    handle.remove()
     check_untouched(snn, ann)
     del caught
 
