@@ -126,7 +126,8 @@ def recommend(
         snn = convert(ann, calibration, setting, progress=progress)
         result = simulate(snn, held_back, time_steps, progress=progress)
         assert result.accuracy is not None
-        drop = round(100 * (ann_accuracy - result.accuracy[-1].item()), 4)  # accuracy is in float32
+        lost = 100 * (ann_accuracy - result.accuracy[-1].item())
+        drop = round(lost, 4) + 0.0  # accuracy is in float32; no −0
         trials.append(Trial(time_steps, max_spikes, drop, result.total_spikes[-1].item()))
         if drop <= max_drop:
             break
