@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -87,8 +88,10 @@ def run_processes(folder: Path, world: int) -> None:
                         stderr=subprocess.STDOUT,
                     )
                 )
-        for process in processes:
-            process.wait()
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(0.1)
+        if any(codes):
+            time.sleep(5)  # what the others say when they miss the one that failed
     finally:
         for process in processes:
             process.kill()
