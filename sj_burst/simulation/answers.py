@@ -143,7 +143,7 @@ class AnswerTotals:
         labelled = distributed.total(torch.tensor(self.labelled))
         correct, squares = distributed.total(self.correct), distributed.total(self.squares)
         error = (squares / distributed.total(self.reference).clamp_min(1e-300)).sqrt()
-        per_sample = {n: distributed.total(count) / len(exits) for n, count in spikes.items()}
+        per_sample = {n: distributed.total(count.cpu()) / len(exits) for n, count in spikes.items()}
         return SimulationResult(
             accuracy=(correct / labelled).float() if labelled else None,
             error=error.float() if self.has_reference else None,

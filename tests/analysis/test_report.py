@@ -287,6 +287,7 @@ def test_static_part_needs_no_data(convert):
         linear_net(), [torch.rand(8, 6)], max_spikes=math.inf, threshold="max", calibration="none"
     )
     found = report(snn)
+    assert found.options is snn.options and found.time_steps is None
     assert [layer.max_spikes for layer in found.layers] == [math.inf, math.inf]
     assert found.layers[0].potential == pytest.approx(0.5) and found.layers[0].error is None
     assert found.to_dict()["layers"][0]["max_spikes"] == "inf"
@@ -320,6 +321,7 @@ def test_channels_that_stay_silent_are_counted(convert):
     snn.neurons()["1"].threshold.mul_(1e3)
     snn.neurons()["1"].v_init.zero_()
     found = report(snn, ann, [x])
+    assert found.options is snn.options and found.time_steps == snn.options.time_steps
     layer = found.layers[0]
     assert layer.silent == layer.channels - layer.dead > 0
     assert any("never spiked here" in note for note in found.notes)
