@@ -35,8 +35,6 @@ class Advice:
 
 _OWN = PARTS[1:]  # what a layer adds itself
 _LEAST_SHARE = 0.1  # of what all layers add themselves; smaller causes get no advice
-
-
 _LEAST_ERROR = 1e-3  # mean over layers of the squared error below which nothing needs mending
 
 

@@ -1,25 +1,36 @@
-"""Spikes of inactivated neurons (SIN): measuring them, and taking them back late."""
+"""Spikes of inactivated neurons (SIN)."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
-from .layers import layer_rates
+from ..simulation.spikes import spike_numbers
+from .layers import LayerMeans, layer_means
 
-__all__ = ["inactivated_share"]
+__all__ = ["fires_inactivated", "inactivated_share"]
+
+
+def fires_inactivated(means: LayerMeans, node: BurstIFNode, time_steps: int) -> Tensor:
+    """Which neurons ``[N, ...]`` are inactive in the ANN and have sent spikes, less those taken back.
+
+    It is spikes that count: sums of weighted ones that cancel need not be zero in floating point.
+    """
+    return (means.activation <= 0) & (spike_numbers(node, means.rate * time_steps) >= 1)
 
 
 @torch.no_grad()
 def inactivated_share(
     snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
 ) -> dict[str, float]:
-    r"""Share of the ANN's inactive neurons that have a positive total after T steps, per layer.
+    r"""Share of the ANN's inactive neurons whose spikes after T steps add up to some, per layer.
 
     .. math::
-        \text{SIN} = \frac{|\{i : a_i = 0,\ \sum_t y_i(t) > 0\}|}{|\{i : a_i = 0\}|}
+        \text{SIN} = \frac{|\{i : a_i = 0,\ \sum_t n_i(t) > 0\}|}{|\{i : a_i = 0\}|}
 
     Args:
         snn: a converted network.
@@ -46,8 +57,11 @@ def inactivated_share(
     """
     inactive: dict[str, int] = {}
     wrong: dict[str, int] = {}
-    for layers in layer_rates(snn, ann, loader, time_steps):
-        for name, (rate, a) in layers.items():
-            inactive[name] = inactive.get(name, 0) + int((a <= 0).sum())
-            wrong[name] = wrong.get(name, 0) + int(((a <= 0) & (rate > 0)).sum())
+    with closing(layer_means(snn, ann, loader, time_steps)) as found:
+        for layers, _ in found:
+            for name, node in snn.neurons().items():
+                quiet = int((layers[name].activation <= 0).sum())
+                fired = int(fires_inactivated(layers[name], node, time_steps).sum())
+                inactive[name] = inactive.get(name, 0) + quiet
+                wrong[name] = wrong.get(name, 0) + fired
     return {name: wrong[name] / max(inactive[name], 1) for name in inactive}

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..functional import per_channel
 from ..modules.neuron import BurstIFNode
+from .inactivated import fires_inactivated
 from .layers import LayerMeans
 
-__all__ = ["PARTS", "LayerReport", "LayerTotals"]
+__all__ = ["PARTS", "LayerReport", "LayerTotals", "split_error"]
 
 
 PARTS = ("propagated", "clipping", "residual", "pooling", "inactivated")
@@ -75,38 +76,38 @@ def split_error(means: LayerMeans, node: BurstIFNode | None, time_steps: int) ->
 
 
 class LayerTotals:
-    """Sums over the samples of one layer."""
+    """Sums over the batches of one layer.
 
-    def __init__(self) -> None:
+    Args:
+        node: its neurons; ``None`` for max-pooling.
+        time_steps: T.
+    """
+
+    def __init__(self, node: BurstIFNode | None, time_steps: int) -> None:
+        self.node, self.time_steps = node, time_steps
         self.sums: dict[str, float] = {}
-        self.fired: Any = False
-        self.active: Any = False
-        self.is_neuron = True
+        self.active: Any = False  # in the ANN, by channel
 
-    def add(self, means: LayerMeans, node: BurstIFNode | None, time_steps: int) -> None:
+    def add(self, means: LayerMeans) -> None:
         """Take in one batch."""
-        a, rate = means.activation, means.rate
-        parts = split_error(means, node, time_steps)
+        a, rate, node = means.activation, means.rate, self.node
+        parts = split_error(means, node, self.time_steps)
         error = (rate - a).double()
         values = {part: (error * value).sum() for part, value in parts.items()}
         values |= {"error": error.square().sum(), "reference": a.double().square().sum()}
         values |= {"output": rate.double().square().sum()}
-        self.is_neuron = node is not None
         if node is not None:
             theta = per_channel(node.threshold, rate.dim())
             values["neurons"] = torch.tensor(rate.numel())
-            values["spikes"] = (means.magnitude / theta).sum(dtype=torch.float64)
             values["active"], values["inactive"] = (a > 0).sum(), (a <= 0).sum()
             values["clipped"] = (a > theta * node.max_spikes).sum()
-            # At least one spike: half a spike tells it from rounding.
-            values["wrong"] = ((a <= 0) & (rate > theta / (2 * time_steps))).sum()
-            self.fired = self.fired | _any_in_channel(means.magnitude > 0)
+            values["wrong"] = fires_inactivated(means, node, self.time_steps).sum()
             self.active = self.active | _any_in_channel(a > 0)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
 
-    def result(self) -> dict[str, Any]:
-        """The measured fields of a :class:`LayerReport`."""
+    def result(self, spikes: Tensor | None) -> dict[str, Any]:
+        """The measured fields of a :class:`LayerReport`, with the spikes of neurons ``[1, ...]``."""
         s = self.sums
         # A layer that the ANN leaves silent has no scale of its own.
         scale = s["reference"] or s["output"] or 1.0
@@ -114,11 +115,12 @@ class LayerTotals:
             "error": s["error"] / scale,
             "parts": {part: s[part] / scale for part in PARTS},
         }
-        if self.is_neuron:
+        if self.node is not None and spikes is not None:
+            fired = _any_in_channel(spikes > 0)
             found |= {
-                "rate": s["spikes"] / s["neurons"],
+                "rate": spikes.sum().item() / (s["neurons"] * self.time_steps),
                 "channels": len(self.active),
-                "silent": int((self.active & ~self.fired).sum()),
+                "silent": int((self.active & ~fired).sum()),
                 "dead": int((~self.active).sum()),
                 "clipped": s["clipped"] / max(s["active"], 1),
                 "inactivated": s["wrong"] / max(s["inactive"], 1),

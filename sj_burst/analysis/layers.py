@@ -1,6 +1,7 @@
 """Layer by layer, what the spiking network transmits and what the ANN has in its place."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +9,19 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..conversion.prepare import prepare
-from ..graph.trace import activation_names, is_module
+from ..graph.standardize import rewrite
+from ..graph.trace import activation_names, copy_with_plain_weights, is_module, unsupported_message
 from ..modules.neuron import neurons
 from ..modules.pooling import MAX_POOLS
 from ..modules.temporal import time_sum
 from ..network import SpikingNetwork
+from ..simulation.plan import steps_at_once
+from ..simulation.steps import at_least_single
 from ..utils.checks import check_count, check_network
+from ..utils.inference import eval_mode, forward_hooks
 from ..utils.loader import batches, check_loader, first_samples
 
 __all__ = ["LayerMeans", "layer_means", "layer_rates"]
-
-_ROWS = 256  # folded rows (steps × samples) that run at once
 
 
 @dataclass
@@ -29,14 +31,12 @@ class LayerMeans:
     Attributes:
         current: the SNN's input to the layer, averaged over T.
         rate: its output φ(T), averaged over T.
-        magnitude: the absolute value of its output, averaged over T (negative spikes count).
         activation: the ANN's output in the same place.
         module: the ANN's module in the same place.
     """
 
     current: Tensor
     rate: Tensor
-    magnitude: Tensor
     activation: Tensor
     module: nn.Module
 
@@ -44,10 +44,11 @@ class LayerMeans:
 @torch.no_grad()
 def layer_means(
     snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
-) -> Iterator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor]]]:
+) -> Generator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor]]]:
     """For each batch, what enters and leaves every neuron and max-pooling layer.
 
-    Steps run in chunks, so memory does not grow with T.
+    Steps run in chunks, so memory does not grow with T. Who may stop early closes the generator, which
+    takes its hooks away (``contextlib.closing``).
 
     Args:
         snn: a converted network; its state is reset before and after.
@@ -78,47 +79,48 @@ def layer_means(
     check_network(ann=ann)
     check_count(time_steps=time_steps)
     check_loader(loader)
-    device = next(snn.buffers(), torch.empty(0)).device
-    direct = snn.options.coding == "direct"
-    graph = _standardized(ann, first_samples(loader, 2)[0].to(device), direct)
+    graph = _standardized(ann, first_samples(loader, 2)[0].to(snn.device))
     names = _layer_names(snn, graph)
-    modules = {name: graph.get_submodule(name) for name in names}
-    totals: dict[str, list[Tensor]] = {}
     activations: dict[str, Tensor] = {}
-    handles = []
-    for name in names:
+    sums: dict[str, tuple[Any, Any, int]] = {}  # input and output over the steps seen, and their number
 
-        def keep(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
-            activations[name] = out
+    def keep(name: str, _: nn.Module, __: Tensor, out: Tensor) -> None:
+        activations[name] = out
 
-        def add(_: nn.Module, inputs: Any, out: Tensor, name: str = name) -> None:
-            fold: Any = snn.temporal_modules()[0].time_fold
-            terms = [time_sum(v, fold) for v in (inputs[0], out, out.abs())]
-            sums = totals.setdefault(name, [torch.zeros_like(term) for term in terms])
-            for total, term in zip(sums, terms, strict=True):
-                total += term
+    def add(name: str, _: nn.Module, x: Tensor, out: Tensor) -> None:
+        fold = snn.temporal_modules()[0].time_fold
+        assert fold is not None
+        current, rate, steps = sums.get(name, (0, 0, 0))
+        current = current + time_sum(at_least_single(x), fold)
+        rate = rate + time_sum(at_least_single(out), fold)
+        sums[name] = current, rate, steps + fold.steps  # what is constant in time is seen less often
 
-        handles.append(modules[name].register_forward_hook(keep))
-        handles.append(snn.graph.get_submodule(name).register_forward_hook(add))
+    modules = {name: graph.get_submodule(name) for name in names}
     try:
-        for x, _ in batches(loader):
-            reset_net(snn)
-            totals.clear()
-            x, batch = x.to(device), len(x)
-            wanted, out = graph(x), torch.zeros(())
-            for out_seq in snn.present(x).chunks(time_steps, max(1, _ROWS // batch)):
-                out = out.to(x.device) + out_seq.sum(0)
-            means = {name: [total / time_steps for total in totals[name]] for name in names}
-            layers = {
-                name: LayerMeans(current, rate, magnitude, activations[name], modules[name])
-                for name, (current, rate, magnitude) in means.items()
-            }
-            _check_shapes(layers, (out, wanted))
-            _check_finite(layers, (out, wanted))
-            yield layers, (out / time_steps, wanted)
+        with (
+            eval_mode(snn),
+            forward_hooks(modules, keep),
+            forward_hooks({name: snn.graph.get_submodule(name) for name in names}, add),
+        ):
+            for x, _ in batches(loader):
+                x = x.to(snn.device)
+                wanted = graph(x)
+                sums.clear()
+                with snn.present(x) as shown:
+                    total: Any = 0
+                    for out_seq in shown.chunks(time_steps, steps_at_once(len(x))):
+                        total = total + at_least_single(out_seq).sum(0)
+                layers = {}
+                for name in names:
+                    current, rate, steps = sums[name]
+                    layers[name] = LayerMeans(
+                        current / steps, rate / steps, activations[name], modules[name]
+                    )
+                outputs = (total / time_steps, wanted)
+                _check_shapes(layers, outputs)
+                _check_finite(layers, outputs)
+                yield layers, outputs
     finally:
-        for handle in handles:
-            handle.remove()
         reset_net(snn)
 
 
@@ -148,19 +150,21 @@ def layer_rates(
         >>> rate.shape == activation.shape
         True
     """
-    names = list(neurons(snn.graph))
-    for layers, _ in layer_means(snn, ann, loader, time_steps):
-        yield {name: (layers[name].rate, layers[name].activation) for name in names}
+    with closing(layer_means(snn, ann, loader, time_steps)) as found:
+        for layers, _ in found:
+            yield {name: (layers[name].rate, layers[name].activation) for name in snn.neurons()}
 
 
-def _standardized(ann: nn.Module, example: Tensor, direct: bool) -> fx.GraphModule:
-    """The ANN as the conversion saw it, with the bounded activations that it has itself."""
+def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The ANN with a module for every activation and pooling; what it computes is not changed."""
     try:
-        graph, bounded = prepare(ann, torch.cat([example, example])[:2], compare=False, direct=direct)
+        graph, problems = rewrite(
+            copy_with_plain_weights(ann).to(example.device), torch.cat([example, example])[:2]
+        )
+        if problems:
+            raise ValueError(unsupported_message(list(problems.values())))
     except ValueError as error:
         raise ValueError(f"{error}; pass the network that snn was converted from") from error
-    for name, module in bounded.items():
-        graph.set_submodule(name, module)
     return graph
 
 

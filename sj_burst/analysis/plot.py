@@ -2,17 +2,18 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
-from ..functional import per_channel
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..simulation.result import SimulationResult
+from ..simulation.spikes import spike_numbers
 from ..utils.checks import check_count
+from ..utils.inference import forward_hooks
 from .layer_report import PARTS
 from .layers import layer_means
 from .report import Report
@@ -227,7 +228,8 @@ def rates_vs_activations(
         'ANN activation a'
     """
     check_count(points=points)
-    layers, _ = next(layer_means(snn, ann, [x], time_steps))
+    with closing(layer_means(snn, ann, [x], time_steps)) as found:
+        layers, _ = next(found)
     if layer not in layers:
         raise ValueError(f"layer must be one of {list(layers)}, got {layer!r}")
     a, rate = layers[layer].activation.flatten().cpu(), layers[layer].rate.flatten().cpu()
@@ -275,7 +277,7 @@ def spike_raster(
         'time step'
     """
     check_count(neurons=neurons)
-    count = _spike_counts(snn, x[:1], layer, time_steps)
+    count = _spike_train(snn, x[:1], layer, time_steps)
     busiest = count.abs().sum(0).topk(min(neurons, count.shape[1])).indices.sort().values
     fig, ax = _axes(ax)
     for sign, colour, label in ((1, COLOURS[0], "spikes"), (-1, COLOURS[1], "negative spikes")):
@@ -294,21 +296,17 @@ def spike_raster(
 
 
 @torch.no_grad()
-def _spike_counts(snn: SpikingNetwork, x: Tensor, layer: str, time_steps: int) -> Tensor:
-    """Spikes n(t) of a layer for one sample ``[T, neurons]``."""
+def _spike_train(snn: SpikingNetwork, x: Tensor, layer: str, time_steps: int) -> Tensor:
+    """Spikes n(t) of a layer for one sample ``[T, neurons]``; negative ones are below zero."""
     nodes = snn.neurons()
     if layer not in nodes:
         raise ValueError(f"layer must be one of {list(nodes)}, got {layer!r}")
-    node, outputs = nodes[layer], []
-    handle = node.register_forward_hook(lambda _, __, y: outputs.append(y))
-    reset_net(snn)
-    try:
-        snn.run(x.to(node.threshold.device), time_steps)
-    finally:
-        handle.remove()
-        reset_net(snn)
-    theta = per_channel(node.threshold, outputs[0].dim())
-    return (outputs[0] / theta).round().flatten(1).cpu()
+    train: list[Tensor] = []
+    with forward_hooks(
+        {layer: nodes[layer]}, lambda name, node, _, y: train.append(spike_numbers(node, y))
+    ):
+        snn.run(x.to(snn.device), time_steps)
+    return train[0].flatten(1).cpu()
 
 
 @torch.no_grad()
@@ -343,7 +341,7 @@ def membrane_trace(
     for z in current:
         outputs.append(node(z.view(1, 1)).item())
         potentials.append(node.v.item())
-    count, after = (torch.tensor(outputs) / theta).round(), torch.tensor(potentials)
+    count, after = spike_numbers(node, torch.tensor(outputs)), torch.tensor(potentials)
     before = torch.cat([torch.tensor([start]), after[:-1]]) + current + shift
     steps = torch.arange(1, len(current) + 1)
     # Up to m(t), and down to v(t) by the reset.

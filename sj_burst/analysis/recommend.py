@@ -12,9 +12,10 @@ from ..conversion.recipe import convert
 from ..options import Options
 from ..simulation.simulate import simulate
 from ..utils.checks import check_count, check_network, check_range
-from ..utils.inference import evaluate
+from ..utils.inference import device_of, evaluate
 from ..utils.labels import check_labels, correct_share, is_label
 from ..utils.loader import batches, check_loader
+from ..utils.table import format_table
 
 __all__ = ["SETTINGS", "Recommendation", "Trial", "recommend"]
 
@@ -53,15 +54,16 @@ class Recommendation:
     met: bool
 
     def __str__(self) -> str:
-        rows = [f"{'T':>4s} {'Γ':>4s} {'drop (points)':>14s} {'spikes/image':>13s}"]
+        rows = [["T", "Γ", "drop (points)", "spikes/image"]]
         for t in self.trials:
-            mark = "  <- recommended" if t is self.chosen else ""
-            rows.append(f"{t.time_steps:4d} {t.max_spikes:4d} {t.drop:14.2f} {t.spikes:13.0f}{mark}")
+            rows.append([str(t.time_steps), str(t.max_spikes), f"{t.drop:.2f}", f"{t.spikes:.0f}"])
+        lines = format_table(rows).split("\n")
+        lines[1 + self.trials.index(self.chosen)] += "  <- recommended"
         if not self.met:
             further = max(t.time_steps for t in self.trials) < max(t for t, _ in SETTINGS)
             more = " or max_time_steps" if further else ""
-            rows.append(f"no setting stays within max_drop; raise max_drop{more}")
-        return "\n".join(rows)
+            lines.append(f"no setting stays within max_drop; raise max_drop{more}")
+        return "\n".join(lines)
 
 
 def recommend(
@@ -115,14 +117,17 @@ def recommend(
     calibration, held_back = _split(ann, loader, images)
     answers = [correct_share(evaluate(ann, x), y) for x, y in held_back]
     counted = sum(int(known.sum()) for _, known in answers)
-    ann_accuracy = sum(right.double().sum().item() for right, _ in answers) / max(counted, 1)
+    if counted == 0:
+        raise ValueError("loader yields no label of a class to measure with; leave targets out")
+    ann_accuracy = sum(right.double().sum().item() for right, _ in answers) / counted
     trials: list[Trial] = []
     for time_steps, max_spikes in settings:
         setting = given.changed(time_steps=time_steps, max_spikes=max_spikes)
         snn = convert(ann, calibration, setting, progress=progress)
         result = simulate(snn, held_back, time_steps, progress=progress)
         assert result.accuracy is not None
-        drop = round(100 * (ann_accuracy - result.accuracy[-1].item()), 4)  # accuracy is in float32
+        lost = 100 * (ann_accuracy - result.accuracy[-1].item())
+        drop = round(lost, 4) + 0.0  # accuracy is in float32; no −0
         trials.append(Trial(time_steps, max_spikes, drop, result.total_spikes[-1].item()))
         if drop <= max_drop:
             break
@@ -144,7 +149,7 @@ def _split(
     """Inputs that calibrate, and batches (input, target) that measure."""
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    device = next(iter(ann.parameters()), torch.empty(0)).device
+    device = device_of(ann)
     for x, y in batches(loader):
         x = x.to(device)
         out = evaluate(ann, x)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,10 @@ from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..options import Options
 from ..simulation.operations import Operations
-from ..simulation.synops import count_operations, count_outputs
+from ..simulation.spikes import count_spikes
+from ..simulation.synops import count_operations
 from ..utils.loader import first_samples
+from ..utils.table import format_table
 from .advice import Advice, advise
 from .layer_report import PARTS, LayerReport, LayerTotals
 from .layers import layer_means
@@ -136,38 +139,41 @@ def report(
             "report measures errors with both ann and loader, and got only one; pass both, or "
             "neither for the static part"
         )
-    options = snn.options
-    static = {name: _static(name, node) for name, node in snn.neurons().items()}
-    if ann is None or loader is None:
-        if time_steps is not None:
-            raise ValueError(f"time_steps={time_steps!r} needs data; pass ann and loader too")
-        return Report(list(static.values()), options, _notes(snn, list(static.values())))
-    time_steps = options.time_steps if time_steps is None else time_steps
+    layers = [_static(name, node) for name, node in snn.neurons().items()]
+    if ann is not None and loader is not None:
+        return _measured(snn, ann, loader, snn.options.time_steps if time_steps is None else time_steps)
+    if time_steps is not None:
+        raise ValueError(f"time_steps={time_steps!r} needs data; pass ann and loader too")
+    return Report(layers, snn.options, _notes(snn, layers))
+
+
+def _measured(snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int) -> Report:
+    """The report with data."""
+    nodes = snn.neurons()
     totals: dict[str, LayerTotals] = {}
     samples, error, reference = 0, 0.0, 0.0
-    with count_outputs(snn) as outputs:
-        for layers, (out, wanted) in layer_means(snn, ann, loader, time_steps):
+    with count_spikes(snn) as counter, closing(layer_means(snn, ann, loader, time_steps)) as found:
+        for means, (out, wanted) in found:
             samples += len(out)
             error += (out - wanted).double().square().sum().item()
             reference += wanted.double().square().sum().item()
-            for name, means in layers.items():
-                node = snn.neurons().get(name)
-                totals.setdefault(name, LayerTotals()).add(means, node, time_steps)
-    example = first_samples(loader, 1)[0].to(wanted.device)
-    measured = []
+            for name, mean in means.items():
+                totals.setdefault(name, LayerTotals(nodes.get(name), time_steps)).add(mean)
+    spikes = counter.totals()
+    layers = []
     for name, total in totals.items():
-        module = snn.graph.get_submodule(name)
-        base = static.get(name, LayerReport(name, type(module).__name__))
-        measured.append(dataclasses.replace(base, **total.result()))
+        static = _static(name, snn.graph.get_submodule(name))
+        layers.append(dataclasses.replace(static, **total.result(spikes.get(name))))
+    example = first_samples(loader, 1)[0].to(snn.device)
     return Report(
-        measured,
-        options,
-        _notes(snn, measured),
+        layers,
+        snn.options,
+        _notes(snn, layers),
         time_steps,
         samples,
         math.sqrt(_ratio(error, reference)),
-        advise(measured, options, time_steps),
-        count_operations(snn, outputs, example, samples, time_steps),
+        advise(layers, snn.options, time_steps),
+        count_operations(snn, spikes, example, samples, time_steps),
     )
 
 
@@ -175,7 +181,10 @@ def _ratio(error: float, reference: float) -> float:
     return error / reference if reference else float(error > 0)
 
 
-def _static(name: str, node: BurstIFNode) -> LayerReport:
+def _static(name: str, node: nn.Module) -> LayerReport:
+    """What is known of a layer without data."""
+    if not isinstance(node, BurstIFNode):
+        return LayerReport(name, type(node).__name__)
     theta = node.threshold.double()
     potential = (node.v_init.double() / theta).mean().item()
     return LayerReport(
@@ -225,11 +234,7 @@ def _table(layers: list[LayerReport]) -> str:
             shares += [layer.parts.get(part) for part in PARTS]
             row += [_number(None if share is None else 100 * share, ".2f") for share in shares]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    )
+    return format_table(rows)
 
 
 def _number(value: float | None, style: str) -> str:

@@ -50,7 +50,8 @@ def prepare(
         raise ValueError(
             "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
         )
-    return gm, clip_bounded(gm)
+    replaced = clip_bounded(gm)
+    return fx.GraphModule(gm, gm.graph).eval(), replaced  # with its modules in the order of execution
 
 
 def _fused(gm: fx.GraphModule, ann: nn.Module, x: Tensor, compare: bool) -> fx.GraphModule:

@@ -11,13 +11,15 @@ from torch import Tensor
 from ..network import SpikingNetwork
 from ..utils import distributed
 from ..utils.checks import check_count, check_range
+from ..utils.inference import eval_mode
 from ..utils.labels import IGNORED, check_labels, is_label
 from ..utils.loader import batches, check_loader
+from .plan import steps_at_once
+from .steps import at_least_single
 
 __all__ = ["confidence_margin", "fit_early_exit"]
 
 _MARGINS = torch.linspace(0, 1, 401)
-_STEPS_AT_ONCE = 8
 
 
 def confidence_margin(output: Tensor) -> Tensor:
@@ -86,22 +88,19 @@ def fit_early_exit(
         )
     check_count(time_steps=time_steps)
     check_range(0, math.inf, max_loss=max_loss)
-    device = next(iter(snn.buffers())).device
     early, full, samples = torch.zeros(len(_MARGINS)), torch.zeros(()), torch.zeros(())
     try:
-        for x, target in batches(loader):
-            if not is_label(target, (len(x),)):
-                raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
-            reset_net(snn)
-            shown = snn.present(x.to(device))
-            steps = torch.arange(1, time_steps + 1, device=device).view(-1, 1, 1)
-            means = torch.cat(list(shown.chunks(time_steps, _STEPS_AT_ONCE))).cumsum(0) / steps
-            check_labels(target, means.shape[2])
-            hits = (means.argmax(2) == target.to(device)).float().cpu()  # [T, N]
-            margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
-            early += _hits_with_exits(hits, margins)
-            full += hits[-1].sum()
-            samples += (target != IGNORED).sum().cpu()
+        with eval_mode(snn):
+            for x, target in batches(loader):
+                if not is_label(target, (len(x),)):
+                    raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
+                means = _running_means(snn, x.to(snn.device), time_steps)
+                check_labels(target, means.shape[2])
+                hits = (means.argmax(2) == target.to(means.device)).float().cpu()  # [T, N]
+                margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
+                early += _hits_with_exits(hits, margins)
+                full += hits[-1].sum()
+                samples += (target != IGNORED).sum().cpu()
     finally:
         reset_net(snn)
     early, full, samples = (distributed.total(v) for v in (early, full, samples))
@@ -109,6 +108,15 @@ def fit_early_exit(
     safe[-1] = True
     unsafe = (~safe).nonzero()
     return _MARGINS[int(unsafe[-1]) + 1 if len(unsafe) else 0].item()
+
+
+def _running_means(snn: SpikingNetwork, x: Tensor, time_steps: int) -> Tensor:
+    """Mean output after every step ``[T, N, ...]``."""
+    with snn.present(x) as shown:
+        chunks = [at_least_single(out) for out in shown.chunks(time_steps, steps_at_once(len(x)))]
+    totals = torch.cat(chunks).cumsum(0)
+    steps = torch.arange(1, time_steps + 1, device=totals.device)
+    return totals / steps.view(-1, *[1] * (totals.dim() - 1))
 
 
 def _hits_with_exits(hits: Tensor, margins: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ..graph.evaluate import record
 from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
 
-__all__ = ["plan_run"]
+__all__ = ["Plan", "plan_run", "steps_at_once"]
 
 
 class Plan(NamedTuple):
@@ -23,15 +23,10 @@ class Plan(NamedTuple):
 # Rows are folded: steps × samples. On a CPU the largest activation of a chunk stays below the size
 # from which memory comes fresh from the system, page by page, at every allocation.
 BYTES_ON_CPU = 24_000_000
-
-
 ROWS_ON_CPU = 512
-
-
 STEPS_ON_CPU = 8
-
-
 ROWS_ON_GPU = 16384  # more rows are no faster
+ROWS_OF_WHOLE_BATCHES = 256
 
 
 def plan_run(
@@ -53,6 +48,16 @@ def plan_run(
         rows = min(rows, int(free / 4 / sum(_largest_values(snn, x[:1]))))
     samples = max(1, min(len(x), rows))
     return Plan(samples, chunk or max(1, min(time_steps, rows // samples)))
+
+
+def steps_at_once(samples: int) -> int:
+    """How many steps to run at a time where a batch is not cut into parts.
+
+    Example:
+        >>> steps_at_once(100)
+        2
+    """
+    return max(1, ROWS_OF_WHOLE_BATCHES // samples)
 
 
 def _largest_values(snn: SpikingNetwork, x: Tensor) -> list[int]:

@@ -1,7 +1,7 @@
 """Run a spiking network over a data set and record what it answers after every time step."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import Presentation, SpikingNetwork
 from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
-from ..utils.inference import evaluate
+from ..utils.inference import device_of, eval_mode, evaluate
 from ..utils.loader import batches, check_loader
-from .answers import Totals
+from .answers import Answers, AnswerTotals
+from .early_exit import confidence_margin
 from .plan import plan_run
 from .result import SimulationResult
-from .spikes import SpikeCounter
-from .steps import Steps
-from .synops import count_operations, count_outputs
+from .spikes import count_spikes
+from .steps import present
+from .synops import count_operations
 
 __all__ = ["simulate"]
 
@@ -79,45 +80,73 @@ def simulate(
         torch.Size([4])
     """
     _check(snn, loader, time_steps, chunk, early_exit, reference)
-    device = torch.device(device) if device is not None else _device_of(snn)
+    device = device_of(snn) if device is None else torch.device(device)
     snn = snn.to(device)
-    training = snn.training
-    snn.eval()
-    totals = Totals(time_steps, early_exit)
+    totals, seconds = AnswerTotals(time_steps), 0.0
     try:
-        with ExitStack() as stack:
+        with eval_mode(snn):
             pairs = batches(loader)
             head = next(pairs)
-            _check_target(head[1])
-            # Before anything is counted: it runs the network.
-            plan = plan_run(snn, head[0].to(device), time_steps, chunk, early_exit)
-            counter = stack.enter_context(SpikeCounter(snn, time_steps))
-            outputs: dict[str, Tensor] = {}
+            example = head[0].to(device)
+            plan = plan_run(snn, example, time_steps, chunk, early_exit)
+            with count_spikes(snn, time_steps) as counter:
+                pairs = chain([head], pairs)
+                for batch in tqdm(pairs, "simulate", disable=not progress, leave=False):
+                    for x, target, wanted in _parts(batch, reference, device, plan.samples):
+                        answers = Answers(len(x), time_steps, target, wanted)
+                        counter.restart()
+                        seconds += _follow(snn, x, answers, plan.chunk, early_exit)
+                        totals.add(answers)
+            result = totals.result(counter.per_step, seconds)
             if isinstance(snn, SpikingNetwork):
-                outputs = stack.enter_context(count_outputs(snn))
-            pairs = chain([head], pairs)
-            for x, target in tqdm(pairs, "simulate", disable=not progress, leave=False):
-                _check_target(target)
-                x = x.to(device)
-                wanted: Tensor | None = None
-                if reference is not None:  # it stays where it is
-                    wanted = evaluate(reference, x.to(_device_of(reference))).to(device)
-                for first in range(0, len(x), plan.samples):
-                    rows = slice(first, first + plan.samples)
-                    counter.restart()
-                    totals.add(
-                        Steps(snn, x[rows], time_steps, plan.chunk),
-                        None if target is None else target[rows].to(device),
-                        None if wanted is None else wanted[rows],
+                snn.measured = (time_steps, sum(n.sum().item() for n in result.spikes.values()))
+                if not counter.sizes_vary:
+                    spikes = {n: distributed.total(count) for n, count in counter.per_neuron.items()}
+                    result.operations = count_operations(
+                        snn, spikes, example[:1], result.samples, time_steps
                     )
-        result = totals.result(counter.spikes)
-        if isinstance(snn, SpikingNetwork):
-            outputs = {name: distributed.total(value) for name, value in outputs.items()}
-            result.operations = count_operations(snn, outputs, x[:1], result.samples, time_steps)
-        return result
+            return result
     finally:
         reset_net(snn)
-        snn.train(training)
+
+
+def _parts(
+    batch: tuple[Tensor, Any], reference: nn.Module | None, device: torch.device, samples: int
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Inputs, targets and the reference's outputs of at most ``samples`` at a time."""
+    x, target = batch
+    _check_target(target)
+    x = x.to(device)
+    target = None if target is None else target.to(device)
+    wanted = None
+    if reference is not None:  # it stays where it is
+        wanted = evaluate(reference, x.to(device_of(reference))).to(device)
+    for first in range(0, len(x), samples):
+        rows = slice(first, first + samples)
+        yield x[rows], None if target is None else target[rows], None if wanted is None else wanted[rows]
+
+
+def _follow(snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None) -> float:
+    """Take one batch through its steps; returns the seconds of the forward passes."""
+    seconds, start = 0.0, time.perf_counter()
+    with present(snn, x) as shown:
+        for out_seq in shown.chunks(answers.time_steps, chunk):
+            if out_seq.is_cuda:
+                torch.cuda.synchronize(out_seq.device)
+            seconds += time.perf_counter() - start
+            for out in out_seq:
+                answers.step(out)
+            if early_exit is not None and answers.steps < answers.time_steps:
+                stay = confidence_margin(answers.mean()) < early_exit
+                if not stay.any():
+                    break
+                if not stay.all():
+                    assert isinstance(shown, Presentation)
+                    answers.keep(stay)
+                    shown.keep(stay)
+            start = time.perf_counter()
+    answers.finish()
+    return seconds
 
 
 def _check(
@@ -169,8 +198,3 @@ def _check_target(target: Any) -> None:
         )
     if target is not None and target.dim() == 0:
         raise ValueError("loader yields a target that is a single number; they must be [N, ...]")
-
-
-def _device_of(net: nn.Module) -> torch.device:
-    tensor = next(net.parameters(), next(net.buffers(), torch.empty(0)))
-    return tensor.device

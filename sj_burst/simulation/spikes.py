@@ -1,75 +1,156 @@
-"""Counting spikes."""
+"""The spike counter: what every layer of a spiking network emits, by step and by neuron."""
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from ..functional import per_channel
+from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
 from ..modules.neuron import BurstIFNode
+from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
 from ..network import SpikingNetwork
+from ..utils.inference import device_of, forward_hooks
+from .steps import at_least_single
 
-__all__ = ["SpikeCounter"]
+__all__ = ["POOLS", "SOURCES", "SpikeCounter", "count_spikes", "spike_numbers"]
+
+NEURONS = (BurstIFNode, neuron.BaseNode)
+# What emits spikes; SpikingJelly's neurons emit ones, which its converter scales afterwards.
+SOURCES = (*NEURONS, PoissonEncoder, RateEncoder, CompensatedRateEncoder)
+POOLS = (*MAX_POOLS, LIPool, GatedPool)  # pass spikes on
+
+
+def spike_numbers(node: BurstIFNode, y: Tensor) -> Tensor:
+    """Spikes n in a neuron's weighted output y = θ·n ``[N, ...]``; negative ones are below zero.
+
+    Example:
+        >>> spike_numbers(BurstIFNode(threshold=0.1, max_spikes=4), torch.tensor([[0.3, -0.1]]))
+        tensor([[ 3., -1.]])
+    """
+    theta = per_channel(at_least_single(node.threshold), y.dim())
+    return (at_least_single(y) / theta).round_()
 
 
 class SpikeCounter:
-    """Sums the spikes of every layer of neurons, ours or SpikingJelly's, for each step."""
+    """Spikes of a network's layers; a burst of n counts n, a negative spike 1.
 
-    def __init__(self, snn: nn.Module, time_steps: int) -> None:
+    Made by :func:`count_spikes`. What a backend has counted while it emitted is taken over.
+
+    Args:
+        snn: any spiking network.
+        time_steps: T, to count by step; ``None`` to count by neuron only.
+
+    Attributes:
+        per_step: for every layer of neurons ``[T]``, over all samples and neurons.
+        per_neuron: for every layer that emits spikes ``[1, ...]``, over all samples and steps. Spikes
+            of pooling weigh what those that it passes on do, so there it is the sum of their weights.
+        sizes_vary: whether inputs of different sizes came; ``per_neuron`` is of those of the first.
+    """
+
+    def __init__(self, snn: nn.Module, time_steps: int | None = None) -> None:
         net = snn.graph if isinstance(snn, SpikingNetwork) else snn
-        layers = {
-            name: module
-            for name, module in net.named_modules()
-            if isinstance(module, BurstIFNode | neuron.BaseNode)
-        }
-        self.spikes = {name: torch.zeros(time_steps, dtype=torch.float64) for name in layers}
-        self.positions: dict[str, int] = {}
-        self.nodes = [node for node in layers.values() if isinstance(node, BurstIFNode)]
-        for node in self.nodes:
-            node.count_spikes = True
-        self.handles = [
-            node.register_forward_hook(partial(self._count, name)) for name, node in layers.items()
-        ]
+        self.layers = {n: m for n, m in net.named_modules() if isinstance(m, (*SOURCES, *POOLS))}
+        by_step = [n for n, m in self.layers.items() if time_steps and isinstance(m, NEURONS)]
+        zeros = torch.zeros(time_steps or 0, dtype=torch.float64, device=device_of(snn))
+        self.per_step = {name: zeros.clone() for name in by_step}
+        self.per_neuron: dict[str, Tensor] = {}
+        self.sizes_vary = False
+        self._steps: dict[str, int] = {}
+        self._room: dict[Any, Tensor] = {}  # used again for a shape: memory is slow to get
 
     def restart(self) -> None:
-        """A batch begins."""
-        self.positions = dict.fromkeys(self.spikes, 0)
+        """A batch begins with its first step."""
+        self._steps.clear()
 
-    def _count(self, name: str, node: nn.Module, _: object, y: Tensor) -> None:
-        if isinstance(node, BurstIFNode):
-            per_step = spikes_per_step(node, y)
+    def totals(self) -> dict[str, Tensor]:
+        """``per_neuron``.
+
+        Raises:
+            ValueError: if inputs of different sizes came.
+        """
+        if self.sizes_vary:
+            raise ValueError(
+                "loader yields inputs of different sizes, whose neurons are not the same; count each "
+                "size by itself"
+            )
+        return self.per_neuron
+
+    def add(self, name: str, module: nn.Module, _: Any, y: Tensor) -> None:
+        """Count what a module has emitted; a forward hook."""
+        counts = getattr(module, "spike_counts", None)
+        if counts is not None and counts.per_neuron is not None:
+            per_step, per_neuron = counts.per_step, _sum_over_samples(counts.per_neuron, 1)
         else:
-            per_step = y.count_nonzero().unsqueeze(0)
-        first = self.positions[name]
-        self.spikes[name][first : first + len(per_step)] += per_step.cpu()
-        self.positions[name] = first + len(per_step)
+            by_step = self._count(module, y.detach())
+            per_step = by_step.reshape(len(by_step), -1).sum(1) if counts is None else counts.per_step
+            per_neuron = by_step.sum(0, keepdim=True)
+        if name in self.per_step:
+            first = self._steps.get(name, 0)
+            self._steps[name] = first + len(per_step)
+            self.per_step[name][first : first + len(per_step)] += per_step
+        before = self.per_neuron.get(name)
+        if before is None or before.shape == per_neuron.shape:
+            self.per_neuron[name] = per_neuron if before is None else before + per_neuron
+        else:
+            self.sizes_vary = True
 
-    def __enter__(self) -> "SpikeCounter":
-        return self
+    def _count(self, module: nn.Module, y: Tensor) -> Tensor:
+        """Spikes by step and neuron ``[T, ...]``, over the samples."""
+        fold = getattr(module, "time_fold", None)
+        steps = 1 if fold is None else fold.steps
+        if isinstance(module, BurstIFNode) and y.element_size() < 4:
+            # θ·n is rounded in half precision, and n is not.
+            return _sum_over_samples(spike_numbers(module, y).abs_(), steps)
+        key = (y.shape, y.stride(), y.device, y.dtype)
+        if key not in self._room:
+            self._room[key] = torch.empty_like(y)
+        sizes = at_least_single(torch.abs(y, out=self._room[key]))
+        weights = _sum_over_samples(sizes, steps)
+        threshold = getattr(module, "threshold", None)
+        if threshold is None:
+            return weights
+        count = weights / per_channel(threshold.double(), weights.dim())
+        return count.round_() if isinstance(module, BurstIFNode) else count
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the network as it was."""
-        for handle in self.handles:
-            handle.remove()
-        for node in self.nodes:
-            node.count_spikes = False
+
+@contextmanager
+def count_spikes(snn: nn.Module, time_steps: int | None = None) -> Iterator[SpikeCounter]:
+    """While open, count the spikes of a network; leaves it as it was.
+
+    Args:
+        snn: any spiking network.
+        time_steps: T, to count by step too; then say :meth:`SpikeCounter.restart` before every batch.
+
+    Example:
+        >>> net = nn.Sequential(BurstIFNode(threshold=0.5, max_spikes=2))
+        >>> with torch.no_grad(), count_spikes(net) as counter:
+        ...     _ = net(torch.tensor([[0.6, 5.0], [0.1, 0.5]]))
+        >>> counter.per_neuron["0"].tolist()
+        [[1.0, 3.0]]
+    """
+    counter = SpikeCounter(snn, time_steps)
+    nodes = [m for m in snn.modules() if isinstance(m, BurstIFNode) and not m.count_spikes]
+    try:
+        for node in nodes:
+            node.count_spikes = True
+        with forward_hooks(counter.layers, counter.add):
+            yield counter
+    finally:
+        for node in nodes:
+            node.count_spikes, node.spike_counts = False, None
 
 
-def spikes_per_step(node: BurstIFNode, y: Tensor) -> Tensor:
-    """``[T]`` spikes in a layer's weighted output; a burst of n counts n, a negative spike 1."""
-    if node.spike_counts is not None:
-        return node.spike_counts.per_step
-    if node.time_fold is not None:
-        y = y.unflatten(0, node.time_fold)
-    elif node.step_mode == "s":
-        y = y.unsqueeze(0)
-    dims = list(range(1, y.dim()))
-    if node.threshold.dim() == 1 and y.dim() > 2:
-        dims.remove(2)  # keep the channels, whose thresholds differ
-        norms = torch.linalg.vector_norm(y, 1, dims)
-        return (norms / node.threshold).sum(1)
-    theta = per_channel(node.threshold, y.dim() - 1)
-    if node.threshold.numel() == 1:
-        return torch.linalg.vector_norm(y, 1, dims) / theta.squeeze()
-    return torch.linalg.vector_norm(y / theta, 1, dims)
+def _sum_over_samples(x: Tensor, steps: int) -> Tensor:
+    """Σ over the samples of each step ``[T, ...]``; a product with ones is much faster than a sum."""
+    strides = x.stride()
+    order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
+    rows = x.permute(0, *order)
+    flat = rows.reshape(steps, len(x) // steps, -1)
+    ones = flat.new_ones(1, flat.shape[1])
+    total = torch.cat([ones @ step for step in flat]).double()
+    back = [order.index(d) + 1 for d in range(1, x.dim())]
+    return total.view(steps, *rows.shape[1:]).permute(0, *back)

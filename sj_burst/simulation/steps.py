@@ -1,6 +1,5 @@
-"""The outputs of a batch, chunk after chunk."""
+"""Present an input for T steps, to converted networks and to those of others alike."""
 
-import time
 from collections.abc import Iterator
 
 import torch
@@ -9,33 +8,45 @@ from torch import Tensor, nn
 
 from ..network import Presentation, SpikingNetwork
 
-__all__ = ["Steps"]
+__all__ = ["StepByStep", "at_least_single", "present"]
 
 
-class Steps:
-    """The outputs of one batch, chunk after chunk, from a fresh state."""
+def present(snn: nn.Module, x: Tensor) -> "Presentation | StepByStep":
+    """Hold ``x [N, ...]`` from a fresh state; as a context manager it leaves a fresh one."""
+    return snn.present(x) if isinstance(snn, SpikingNetwork) else StepByStep(snn, x)
 
-    def __init__(self, snn: nn.Module, x: Tensor, time_steps: int, chunk: int) -> None:
-        self.snn, self.x, self.time_steps, self.chunk = snn, x, time_steps, chunk
-        self.seconds = 0.0
-        self.shown: Presentation | None = None
 
-    def __iter__(self) -> Iterator[Tensor]:
-        reset_net(self.snn)
-        for first in range(0, self.time_steps, self.chunk):
-            start = time.perf_counter()
-            out_seq = self._run(min(self.chunk, self.time_steps - first))
-            self.seconds += time.perf_counter() - start
-            yield out_seq
+class StepByStep:
+    """The same input at every step, for a single-step network of others.
 
-    def _run(self, steps: int) -> Tensor:
-        if not isinstance(self.snn, SpikingNetwork):
-            return torch.stack([self.snn(self.x) for _ in range(steps)])
-        if self.shown is None:
-            self.shown = self.snn.present(self.x)
-        return self.shown.run(steps)
+    Example:
+        >>> from spikingjelly.activation_based import neuron
+        >>> with present(nn.Sequential(neuron.IFNode(v_reset=None)), torch.tensor([[0.5]])) as shown:
+        ...     [out.flatten().tolist() for out in shown.chunks(3, chunk=2)]
+        [[0.0, 1.0], [0.0]]
+    """
 
-    def keep(self, samples: Tensor) -> None:
-        """Go on with these samples only."""
-        assert self.shown is not None
-        self.shown.keep(samples)
+    def __init__(self, net: nn.Module, x: Tensor) -> None:
+        self.net, self.x = net, x
+        reset_net(net)
+
+    def __enter__(self) -> "StepByStep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        reset_net(self.net)
+
+    def chunks(self, time_steps: int, chunk: int) -> Iterator[Tensor]:
+        """Outputs ``[T, N, ...]`` of T steps in parts of at most ``chunk``."""
+        for first in range(0, time_steps, chunk):
+            yield torch.stack([self.net(self.x) for _ in range(min(chunk, time_steps - first))])
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """``x`` in a precision to sum in: half precision loses more in the sum than in the network.
+
+    Example:
+        >>> at_least_single(torch.ones(1, dtype=torch.float16)).dtype
+        torch.float32
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -52,7 +52,7 @@ def evaluate(model: nn.Module, x: Tensor) -> Any:
 
 @contextmanager
 def forward_hooks(
-    modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Tensor, Any], None]
+    modules: Mapping[str, nn.Module], hook: Callable[[str, Any, Any, Any], None]
 ) -> Iterator[None]:
     """While open, ``hook(name, module, input, output)`` is called after each module has run.
 
@@ -66,7 +66,7 @@ def forward_hooks(
     """
 
     def call(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        hook(name, module, inputs[0], output)
+        hook(name, module, inputs[0] if inputs else None, output)  # keyword arguments are left out
 
     handles = []
     try:

@@ -3,7 +3,7 @@ import torch
 from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 
-from sj_burst import BurstIFNode, SimulationResult, plot, report
+from sj_burst import BurstIFNode, SimulationResult, plot, report, simulate
 from tests.networks import vgg
 
 X = torch.randn(12, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -18,7 +18,7 @@ def close():
 @pytest.fixture
 def pair(convert):
     ann = vgg()
-    return convert(ann, [X], max_spikes=2), ann
+    return convert(ann, [X], max_spikes=2, calibration="none"), ann
 
 
 def test_every_figure_draws_into_given_axes(pair):
@@ -46,6 +46,22 @@ def test_stacked_bars_end_at_the_layer_error(pair):
     )
     with pytest.raises(ValueError, match="no errors"):
         plot.layer_errors(report(pair[0]))
+
+
+def test_figures_have_labels_and_return_axes(convert):
+    result = simulate(
+        convert(vgg(), [X], calibration="none"), [(X, torch.arange(12) % 5)], 4, progress=False
+    )
+    fig, ax = plot.accuracy_vs_time({"a": result}, ann_accuracy=0.5)
+    assert ax.get_xlabel() == "time steps T" and ax.get_ylabel() == "accuracy (%)"
+    assert ax.lines[0].get_ydata()[-1] == pytest.approx(100 * result.accuracy[-1].item())
+    again, same = plot.accuracy_vs_spikes({"a": result}, ax=ax)
+    assert again is fig and same is ax
+    with pytest.raises(ValueError, match="results is empty"):
+        plot.accuracy_vs_time({})
+    without = simulate(convert(vgg(), [X], calibration="none"), [X], 2, reference=vgg(), progress=False)
+    with pytest.raises(ValueError, match="has no accuracy"):
+        plot.accuracy_vs_time({"a": without})
 
 
 @torch.no_grad()

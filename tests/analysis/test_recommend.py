@@ -2,28 +2,139 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst import recommend
+from sj_burst import convert, recommend
+from sj_burst.analysis import recommend as recommend_module
+from sj_burst.analysis.recommend import SETTINGS
 from tests.networks import vgg
 
 X = torch.rand(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(1))
+FAST = {"calibration": "none", "progress": False}
 
 
-def test_the_first_setting_within_the_drop_is_chosen():
+@pytest.fixture
+def conversions(monkeypatch):
+    """What is converted: images, T and Γ, and the network."""
+    seen = []
+
+    def spy(ann, loader, options, **others):
+        snn = convert(ann, loader, options, **others)
+        seen.append((torch.cat(loader), (options.time_steps, options.max_spikes), snn))
+        return snn
+
+    monkeypatch.setattr(recommend_module, "convert", spy)
+    return seen
+
+
+@torch.no_grad()
+def undecided(net):
+    """The same network with outputs around zero, so that images differ in their class."""
+    out = net(X)
+    net[-1].bias -= out.mean([d for d in range(out.dim()) if d != 1])
+    return net
+
+
+@torch.no_grad()
+def slow_drop(ann, snn, x, y, steps):
+    """Points of accuracy lost, one sample and one step at a time."""
+    lost = 0
+    for image, label in zip(x.split(1), y, strict=True):
+        out = sum(snn(image) for _ in range(steps))
+        for node in snn.temporal_modules():
+            node.reset()
+        lost += int(ann(image).argmax() == label) - int(out.argmax() == label)
+    return 100 * lost / len(x)
+
+
+def tried(found):
+    return [(trial.time_steps, trial.max_spikes) for trial in found.trials]
+
+
+@pytest.mark.parametrize("limit", [2, 5, 8, 32, 1000])
+def test_settings_are_tried_in_order_within_the_budget(monkeypatch, conversions, limit):
+    """No setting keeps the accuracy, so that all are tried."""
     ann = vgg()
-    strict = recommend(ann, [X], max_drop=0.0, max_time_steps=8, progress=False)
-    lax = recommend(ann, [X], max_drop=100.0, progress=False)
-    assert lax.met and len(lax.trials) == 1
-    assert lax.chosen.spikes <= strict.chosen.spikes
-    assert strict.met == (strict.chosen.drop <= 0)
-    assert strict.options.time_steps == strict.chosen.time_steps
-    assert "recommended" in str(strict)
+    monkeypatch.setattr(recommend_module, "simulate", lambda *_, **__: Wrong)
+    found = recommend(ann, [(X, ann(X).argmax(1))], 0.0, limit, **FAST)
+    expected = [(t, g) for t, g in SETTINGS if t <= limit]
+    assert tried(found) == [setting for _, setting, _ in conversions] == expected
+    assert not found.met and found.chosen.drop == 100
+    assert "no setting stays within max_drop" in str(found)
+    assert ("or max_time_steps" in str(found)) is (limit < 32)
+
+
+class Wrong:
+    """A simulation in which every answer is wrong."""
+
+    accuracy, total_spikes = torch.zeros(1), torch.zeros(1)
+
+
+def drops(monkeypatch, *values):
+    """Let the settings lose these points, one after the other."""
+    left = iter(values)
+
+    def simulated(snn, data, *_, **__):
+        result = Wrong()
+        result.accuracy = torch.tensor([1 - next(left) / 100], dtype=torch.float64)
+        return result
+
+    monkeypatch.setattr(recommend_module, "simulate", simulated)
+
+
+def test_the_search_stops_at_the_first_within_the_drop(monkeypatch):
+    ann = vgg()
+    drops(monkeypatch, 9.0, 4.0, 2.0, 0.0)
+    found = recommend(ann, [X], 2.0, **FAST)
+    assert tried(found) == list(SETTINGS[:3]) and found.met
+    assert [trial.drop for trial in found.trials] == [9.0, 4.0, 2.0]
+    assert found.chosen is found.trials[2]
+    assert (found.options.time_steps, found.options.max_spikes) == SETTINGS[2]
+    assert [row.endswith("<- recommended") for row in str(found).split("\n")[1:]] == [False, False, True]
+
+
+def test_the_smallest_drop_is_chosen_where_none_is_within(monkeypatch):
+    drops(monkeypatch, 9.0, 4.0, 7.0)
+    found = recommend(vgg(), [X], 2.0, 3, **FAST)  # T = 2 only: three settings
+    settings = [(t, g) for t, g in SETTINGS if t <= 3]
+    assert tried(found) == settings and not found.met
+    assert found.chosen is found.trials[1]
+    assert (found.options.time_steps, found.options.max_spikes) == settings[1]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_drops_are_those_of_images_that_did_not_calibrate(conversions, labels):
+    ann = undecided(vgg())
+    with torch.no_grad():  # half of the ANN's answers are right
+        answers = ann(X).argmax(1)
+        y = torch.where(torch.arange(60) % 4 < 2, answers, Y) if labels else answers
+    data = [(X[:25], y[:25]), (X[25:], y[25:])] if labels else [X[:25], X[25:]]
+    found = recommend(ann, data, 0.0, 4, images=50, **FAST)
+    assert len(found.trials) > 1
+    for trial, (calibrated, _, snn) in zip(found.trials, conversions, strict=True):
+        assert torch.equal(calibrated, X[:25])
+        expected = slow_drop(ann, snn, X[25:50], y[25:50], trial.time_steps)
+        assert trial.drop == pytest.approx(expected, abs=1e-3)
+    assert found.met is (found.trials[-1].drop <= 0)
+    assert found.chosen.drop == min(trial.drop for trial in found.trials)
+
+
+def test_images_beyond_the_number_asked_for_stay_unread(conversions):
+    reads = []
+
+    class Loader:
+        def __iter__(self):
+            for x in X.split(10):
+                reads.append(len(x))
+                yield x
+
+    recommend(vgg(), Loader(), 100, images=25, **FAST)
+    assert sum(reads) == 30
+    assert torch.equal(conversions[0][0], X[:12])
 
 
 def test_options_pass_through_and_bad_ones_are_refused():
-    found = recommend(
-        vgg(), [(X, torch.zeros(60, dtype=torch.long))], 100, progress=False, coding="rate"
-    )
-    assert found.options.coding == "rate"
+    found = recommend(vgg(), [(X, torch.zeros(60, dtype=torch.long))], 100, coding="rate", **FAST)
+    assert found.options.coding == "rate" and found.options.calibration == "none"
     with pytest.raises(ValueError, match="max_spikes"):
         recommend(vgg(), [X], max_spikes=2)
     with pytest.raises(ValueError, match="max_drop"):
@@ -37,14 +148,17 @@ def test_options_pass_through_and_bad_ones_are_refused():
             recommend(vgg(), [(X, target)], progress=False)
     with pytest.raises(ValueError, match="labels from 5 to 5, and the network has 5 classes"):
         recommend(vgg(), [(X, torch.full((60,), 5))], progress=False)
+    with pytest.raises(ValueError, match="no label of a class"):
+        recommend(vgg(), [(X, torch.full((60,), -100))], progress=False)
     with pytest.raises(ValueError, match="at least two"):
         recommend(vgg(), [X[:1]])
 
 
 def test_pixels_count_as_parts_of_a_sample():
-    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    found = recommend(net, [X], 100, 2, progress=False)
-    assert 0 <= found.chosen.drop <= 100
+    net = undecided(nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1)))
+    found = recommend(net, [X], 100, 2, **FAST)
+    assert 0 < found.chosen.drop < 100
+    assert found.chosen.drop % (100 / 30) != pytest.approx(0, abs=1e-3)  # not whole images
 
 
 def test_a_drop_at_the_limit_is_within_it():

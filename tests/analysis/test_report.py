@@ -56,7 +56,7 @@ def test_parts_add_up(convert, name, options):
     ann, x = make(), torch.randn(20, *shape)
     if name == "conv1d" and options.get("max_spikes") == math.inf:
         options = options | {"max_spikes": {"1": 4, "*": math.inf}}  # a ReLU6 needs a finite Γ
-    snn = convert(ann, [x], **options)
+    snn = convert(ann, [x], **{"calibration": "none"} | options)
     found = report(snn, ann, [x[:12], x[12:]], 4)
     assert found.samples == 20 and found.time_steps == 4
     assert {layer.name for layer in found.layers} >= set(snn.neurons())
@@ -144,7 +144,7 @@ def test_values_equal_a_slow_count(convert, calibration):
 @torch.no_grad()
 def test_pooling_part_is_that_of_the_pooling(convert):
     ann = vgg()
-    snn = convert(ann, [X], **PUBLISHED)
+    snn = convert(ann, [X], calibration="none", **PUBLISHED)
     layer = next(row for row in report(snn, ann, [X], 6).layers if row.name == "3")
     inputs, outputs = [], []
 
@@ -214,9 +214,47 @@ def test_advice_can_be_followed(convert):
     assert "advice: none" in str(found)
 
 
+def test_a_pooling_of_the_input_is_measured_over_all_steps(convert):
+    """What comes before the first neuron runs once, whatever T is."""
+    ann = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten()).eval()
+    snn = convert(ann, [X], calibration="none")
+    for steps in (2, 30):
+        pool, neurons = report(snn, ann, [X], steps).layers
+        assert pool.name == "0" and pool.error == pytest.approx(0, abs=1e-9)
+        assert neurons.parts["propagated"] == pytest.approx(0, abs=1e-9)
+
+
+class Regressor(nn.Module):
+    """Returns ``[N]``."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.layers(x).squeeze(1)
+
+
+@torch.no_grad()
+def test_outputs_without_a_dimension(convert):
+    ann, x = Regressor(), torch.rand(10, 6)
+    snn = convert(ann, [x], calibration="none")
+    wanted = ann(x)
+    error = (snn.run(x, 6).mean(0) - wanted).norm() / wanted.norm()
+    assert report(snn, ann, [x[:7], x[7:]], 6).output_error == pytest.approx(error.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_half_precision_is_averaged_in_single_precision(convert):
+    ann, x = vgg().bfloat16(), X.bfloat16()
+    snn = convert(ann, [x], calibration="none")
+    error = (snn.run(x, 100).float().mean(0) - ann(x).float()).norm() / ann(x).float().norm()
+    assert report(snn, ann, [x], 100).output_error == pytest.approx(error.item(), rel=1e-3)
+
+
 def test_nothing_of_the_networks_changes(convert):
     ann = vgg().train()
-    snn = convert(ann, [X])
+    snn = convert(ann, [X], calibration="none")
     snn.step_mode = "m"
     before = copy.deepcopy(snn.state_dict())
     found = report(snn, ann, [X], 4)
@@ -229,7 +267,7 @@ def test_nothing_of_the_networks_changes(convert):
 
 def test_figures_agree_with_simulate_and_synops(convert):
     ann = vgg()
-    snn = convert(ann, [X], max_spikes=2)
+    snn = convert(ann, [X], max_spikes=2, calibration="none")
     steps = 30  # more than run at once
     found = report(snn, ann, [X[:9], X[9:]], steps)
     result = simulate(snn, [X], steps, reference=ann, progress=False)
@@ -245,8 +283,11 @@ def test_figures_agree_with_simulate_and_synops(convert):
 
 
 def test_static_part_needs_no_data(convert):
-    snn = convert(linear_net(), [torch.rand(8, 6)], max_spikes=math.inf, threshold="max")
+    snn = convert(
+        linear_net(), [torch.rand(8, 6)], max_spikes=math.inf, threshold="max", calibration="none"
+    )
     found = report(snn)
+    assert found.options is snn.options and found.time_steps is None
     assert [layer.max_spikes for layer in found.layers] == [math.inf, math.inf]
     assert found.layers[0].potential == pytest.approx(0.5) and found.layers[0].error is None
     assert found.to_dict()["layers"][0]["max_spikes"] == "inf"
@@ -262,7 +303,7 @@ def test_notes_name_batch_norm_and_channels_that_never_fired(convert, tmp_path):
     with torch.no_grad():
         ann[0].bias[1] = -100.0
         ann[0].bias[2] = -0.5
-    snn = convert(ann, [0.01 * X[:2]])
+    snn = convert(ann, [0.01 * X[:2]], calibration="none")
     save(snn, tmp_path / "snn.pt")
     for net in (snn, load(tmp_path / "snn.pt", ann)):
         text = str(report(net))
@@ -276,10 +317,11 @@ def test_notes_name_batch_norm_and_channels_that_never_fired(convert, tmp_path):
 def test_channels_that_stay_silent_are_counted(convert):
     ann = linear_net()
     x = torch.rand(8, 6)
-    snn = convert(ann, [x])
+    snn = convert(ann, [x], calibration="none")
     snn.neurons()["1"].threshold.mul_(1e3)
     snn.neurons()["1"].v_init.zero_()
     found = report(snn, ann, [x])
+    assert found.options is snn.options and found.time_steps == snn.options.time_steps
     layer = found.layers[0]
     assert layer.silent == layer.channels - layer.dead > 0
     assert any("never spiked here" in note for note in found.notes)
@@ -290,13 +332,13 @@ def test_a_layer_that_the_ann_leaves_silent(convert):
     with torch.no_grad():
         ann[0].bias.fill_(-100.0)
     x = torch.rand(8, 6)
-    layer = report(convert(ann, [x]), ann, [x]).layers[0]
+    layer = report(convert(ann, [x], calibration="none"), ann, [x]).layers[0]
     assert (layer.error, layer.dead, layer.clipped) == (0.0, 8, 0.0)
 
 
 def test_bad_arguments(convert):
     ann, x = linear_net(), torch.rand(8, 6)
-    snn = convert(ann, [x])
+    snn = convert(ann, [x], calibration="none")
     with pytest.raises(ValueError, match="empty"):
         report(snn, ann, [])
     with pytest.raises(ValueError, match="pass the network that snn was converted from"):

@@ -3,9 +3,8 @@ import torch
 from spikingjelly.activation_based import ann2snn, functional, neuron
 from torch import nn
 
-from sj_burst import plot, recommend, simulate
-from sj_burst.analysis.inactivated import inactivated_share
-from tests.networks import resnet, vgg
+from sj_burst import recommend, simulate
+from tests.networks import vgg
 
 X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 5, (24,), generator=torch.Generator().manual_seed(1))
@@ -216,34 +215,6 @@ def test_half_precision_is_summed_in_single_precision(convert):
         shown = snn.present(x)
         expected = torch.cat([shown.run(8) for _ in range(8)]).float().mean(0)
     assert torch.allclose(result.output, expected, atol=1e-5)
-
-
-def test_inactivated_share_counts_neurons(convert):
-    ann = resnet()
-    x = torch.randn(8, 3, 8, 8)
-    share = {}
-    for rule in ("allow", "signed"):
-        snn = convert(ann, [x], max_spikes=1, inactivated_spikes=rule)
-        share[rule] = inactivated_share(snn, ann, [x], 16)
-    assert share["allow"].keys() == share["signed"].keys()
-    assert sum(share["signed"].values()) < sum(share["allow"].values())
-    assert all(0 <= s <= 1 for s in share["allow"].values())
-    with pytest.raises(ValueError, match="no activation"):
-        inactivated_share(snn, nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), [x], 4)
-
-
-def test_figures_have_labels_and_return_axes(convert):
-    result = simulate(convert(vgg(), [X]), DATA, 4, progress=False)
-    fig, ax = plot.accuracy_vs_time({"a": result}, ann_accuracy=0.5)
-    assert ax.get_xlabel() == "time steps T" and ax.get_ylabel() == "accuracy (%)"
-    assert ax.lines[0].get_ydata()[-1] == pytest.approx(100 * result.accuracy[-1].item())
-    again, same = plot.accuracy_vs_spikes({"a": result}, ax=ax)
-    assert again is fig and same is ax
-    with pytest.raises(ValueError, match="results is empty"):
-        plot.accuracy_vs_time({})
-    without = simulate(convert(vgg(), [X]), [X], 2, reference=vgg(), progress=False)
-    with pytest.raises(ValueError, match="has no accuracy"):
-        plot.accuracy_vs_time({"a": without})
 
 
 def test_networks_of_others_run_step_by_step():

@@ -1,18 +1,21 @@
-"""Two processes under torchrun give the numbers of one."""
+"""Two processes with shares of different sizes give the numbers of one."""
 
+import faulthandler
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
-from spikingjelly.activation_based import ann2snn
 
 import sj_burst
 from tests.networks import vgg
 
 HERE = Path(__file__).resolve().parent
-OPTIONS = {"time_steps": 3, "calibration_images": 12, "coding": "rate", "progress": False}
+SAMPLES = 25  # shares of 13 and 12
+OPTIONS = {"time_steps": 3, "coding": "rate", "progress": False}
 
 
 def run(rank: int, world: int) -> dict[str, torch.Tensor]:
@@ -20,25 +23,33 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     ann = vgg()
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(24, 2, 8, 8, generator=generator) * torch.linspace(0.1, 3, 24).view(-1, 1, 1, 1)
-    y = torch.randint(0, 5, (24,), generator=generator)
+    x = torch.rand(SAMPLES, 2, 8, 8, generator=generator)
+    x *= torch.linspace(0.1, 3, SAMPLES).view(-1, 1, 1, 1)
+    y = torch.randint(0, 5, (SAMPLES,), generator=generator)
     share = [(x[rank::world][:5], y[rank::world][:5]), (x[rank::world][5:], y[rank::world][5:])]
     found = {}
-    for calibration in ("none", "advanced"):
-        recipe = sj_burst.BurstRecipe(share, calibration=calibration, **OPTIONS)
-        snn = ann2snn.Converter(recipe).convert(ann)
+    for calibration, images in (("none", 12), ("advanced", 12), ("advanced", SAMPLES)):
+        snn = sj_burst.convert(ann, share, calibration=calibration, calibration_images=images, **OPTIONS)
         result = sj_burst.simulate(snn, share, 4, reference=ann, progress=False)
-        found |= {f"{calibration}.{k}": v for k, v in snn.state_dict().items()}
-        found |= {f"{calibration}.spikes.{k}": v for k, v in result.spikes.items()}
-        found[f"{calibration}.accuracy"] = result.accuracy
-        found[f"{calibration}.error"] = result.error
-        found[f"{calibration}.samples"] = torch.tensor(result.samples)
+        early = sj_burst.simulate(snn, share, 4, early_exit=0.0058, progress=False)
         margin = sj_burst.fit_early_exit(snn, share, 4, max_loss=5.0)
-        found[f"{calibration}.margin"] = torch.tensor(margin)
+        values = {
+            **snn.state_dict(),
+            **{f"spikes of {name}": spikes for name, spikes in result.spikes.items()},
+            "accuracy": result.accuracy,
+            "error": result.error,
+            "samples": torch.tensor(result.samples),
+            "synops": torch.tensor(result.operations.synops),
+            "exit steps": early.exit_steps,
+            "average steps": torch.tensor(early.average_steps),
+            "margin": torch.tensor(margin),
+        }
+        found |= {f"{calibration}, {images} images: {name}": value for name, value in values.items()}
     return found
 
 
 def main(folder: str) -> None:
+    faulthandler.dump_traceback_later(300, exit=True)  # says where it hangs
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.save(run(rank, world), Path(folder) / f"{rank}.pt")
@@ -46,22 +57,54 @@ def main(folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_processes(folder: Path, world: int) -> None:
+    """Run ``main`` in several processes; shows all that they said if one of them fails."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONFAULTHANDLER": "1",  # a process was seen to abort (SIGABRT), once in dozens of runs
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.utils.test_distributed", str(folder)]
+    logs = [folder / f"{rank}.log" for rank in range(world)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as output:
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=HERE.parent.parent,
+                        env=os.environ | shared | {"RANK": str(rank)},
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(0.1)
+        if any(codes):
+            time.sleep(5)  # what the others say when they miss the one that failed
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in processes]
+    said = [f"exit code {code}:\n{log.read_text()}" for code, log in zip(codes, logs, strict=True)]
+    assert codes == [0] * world, "\n".join(said)
+
+
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for _ in range(2):  # a process was seen to abort (SIGABRT), once in dozens of runs
-        done = subprocess.run(
-            [*torchrun, "-m", "tests.utils.test_distributed", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            cwd=HERE.parent.parent,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-            timeout=300,
-        )
-        if "SIGABRT" not in done.stderr:
-            break
-        print(done.stderr)  # what pytest shows should the second try fail, too
-    assert done.returncode == 0, done.stderr
+    run_processes(tmp_path, world=2)
     alone = run(0, 1)
+    assert len(set(alone["none, 12 images: exit steps"].tolist())) > 1
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert shared.keys() == alone.keys()
