@@ -201,8 +201,11 @@ def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
 
 def source_line(node: fx.Node) -> str:
     """Where the user's code made this node, as ``file:line``, or an empty string."""
-    frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-    users = [f for f in frames if not _is_foreign(f[0])]
+    frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.stack_trace or "")
+    # Older versions of torch tell of the callers of the tracing, too.
+    outer = [i for i, (file, _, name) in enumerate(frames) if (file, name) == (__file__, "trace")]
+    inner = frames[outer[-1] + 1 :] if outer else frames
+    users = [(file, line) for file, line, _ in inner if not _is_foreign(file)]
     return f"{os.path.basename(users[-1][0])}:{users[-1][1]}" if users else ""
 
 
