@@ -27,14 +27,12 @@ from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
 import sj_burst
+from sj_burst.training.candidates import Candidate
 from sj_burst.training.qcfs import QCFS
-from sj_burst.training.rate_inference import (
-    Candidate,
-    evaluate_rates,
-    train_rates,
-    train_threshold_scale,
-)
+from sj_burst.training.rate_measure import evaluate_rates
 from sj_burst.training.rate_norm import replace_relu
+from sj_burst.training.scale_stage import train_threshold_scale
+from sj_burst.training.weight_stage import train_rates
 
 
 def spread(candidates: list[Candidate], count: int) -> list[Candidate]:
@@ -98,7 +96,7 @@ def main() -> None:
     for candidate in candidates:
         print(f"  {candidate.name}")
 
-    _, omegas = evaluate_rates(net, validation, args.device)
+    _, omegas = evaluate_rates(net, validation)
     omega = sum(omegas) / len(omegas)
     networks = {f"Ω={omega:.2f}, before stage 2": net.state_dict()}
     networks |= {f"Ω={c.omega:.2f}": c.state_dict for c in spread(candidates, args.candidates)}

@@ -1,37 +1,29 @@
 """Save and load converted networks."""
 
-import dataclasses
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..graph.trace import activation_names, copy_with_plain_weights, describe
+from ..functional import per_channel
+from ..graph.trace import activation_names, copy_with_plain_weights
+from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
-from ..options import Options
-from ..utils.files import read_whole, write_atomically
+from ..utils.files import write_atomically
+from ..utils.inference import forward_hooks
 from .assemble import assemble, new_neuron
+from .contents import architecture, network_contents, read_contents
 from .prepare import prepare
 
 __all__ = ["load", "save"]
 
-FORMAT = 3
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # imported from a source tree
-        return "unknown"
-
 
 def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
-    """Write a converted network: options, versions, parameters and buffers.
+    """Write a converted network: options, versions, parameters and buffers, and a digest of them all.
 
     The file is written beside its place and then moved there, so an interruption leaves an old file
-    whole. The architecture is not stored: :func:`load` takes it from the ANN.
+    whole; its permissions stay. The architecture is not stored: :func:`load` takes it from the ANN.
 
     Args:
         snn: a network that ``BurstRecipe`` converted.
@@ -42,6 +34,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: if there is no such folder.
         IsADirectoryError: if ``path`` is a folder.
         ValueError: if ``path`` is a device or the like.
+        OSError: if the file cannot be written, on a full disk say.
 
     Example:
         >>> save(nn.Linear(2, 2), "snn.pt")
@@ -53,36 +46,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
             f"save wants a network converted by BurstRecipe, got {type(snn).__name__}; "
             "use torch.save(net.state_dict(), path) for others"
         )
-    content = {
-        "format": FORMAT,
-        "sj_burst": _version("sj_burst"),
-        "spikingjelly": _version("spikingjelly"),
-        "options": dataclasses.asdict(snn.options),
-        "input_shape": list(snn.input_shape),
-        "input_dtype": snn.input_dtype,
-        "dead": snn.dead,
-        "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
-        "architecture": _architecture(snn),
-        "state_dict": snn.state_dict(),
-    }
-    write_atomically(content, path)
-
-
-def _architecture(snn: SpikingNetwork) -> list[str]:
-    """What state dicts do not tell: the order of operations, and strides, kernel sizes and the like."""
-    graph = snn.graph
-    index = {node: f"#{i}" for i, node in enumerate(graph.graph.nodes)}  # names depend on the tracing
-    calls = []
-    for node, number in index.items():
-        inputs = fx.node.map_arg((node.args, node.kwargs), index.__getitem__)
-        calls.append(f"{number} {describe(graph, node)} {inputs}")
-    settings = [
-        f"{name}.{key} = {getattr(module, key)}"
-        for name, module in graph.named_modules()
-        for key in getattr(module, "__constants__", ())
-        if key != "inplace" and hasattr(module, key)
-    ]
-    return calls + settings
+    write_atomically(network_contents(snn), path)
 
 
 def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
@@ -100,7 +64,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         FileNotFoundError: if there is no such file.
         TypeError: if ``ann`` is no network, or a converted one.
         ValueError: if the file is no checkpoint of ours, or is damaged, or of another format, or
-            if ``ann`` is of another architecture.
+            if ``ann`` is of another architecture, has no values or computes its weights in hooks.
 
     Example:
         >>> import tempfile
@@ -119,43 +83,16 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
             f"load wants the network that was converted, got {type(ann).__name__}; pass an ANN of that "
             "architecture"
         )
-    content = _read(path)
-    options, state, example = content["options"], content["state_dict"], _example(content)
-    gm, _ = prepare(_stand_in(ann, example), example, compare=False, direct=options.coding == "direct")
-    names = activation_names(gm)
-    if sorted(names) != sorted(content["max_spikes"]):
-        raise ValueError(
-            f"{path} holds neurons {sorted(content['max_spikes'])}, but ann has activations "
-            f"{sorted(names)}; pass a network of the architecture that was converted"
-        )
-    neurons = {}
-    for name in names:
-        buffers = {k: state.get(f"graph.{name}.{k}") for k in ("threshold", "v_init", "shift")}
-        neurons[name] = new_neuron(
-            options,
-            buffers["threshold"],
-            content["max_spikes"][name],
-            buffers["v_init"],
-            buffers["shift"],
-        )
+    content = read_contents(path)
+    example = _example(content)
+    stand_in = _stand_in(ann, example)
     try:
-        assemble(gm, neurons, options, state.get("graph.encoder.threshold"), example)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        return _build(stand_in, content, example)
+    except (IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] if isinstance(error, RuntimeError) else str(error)
         raise ValueError(
-            f"{path} does not fit ann: {reason}; pass a network of the architecture that was converted"
+            f"{path} does not fit ann; pass a network of the architecture that was converted: {reason}"
         ) from error
-    shape = tuple(content["input_shape"])
-    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"])
-    if different := sorted(set(_architecture(snn)) ^ set(content["architecture"])):
-        raise ValueError(
-            f"{path} does not fit ann: they differ in {different[:4]}; pass a network of the "
-            "architecture that was converted"
-        )
-    _fill(snn, state, path)
-    for module in snn.temporal_modules():
-        module.reset()
-    return snn.eval()
 
 
 def _example(content: dict[str, Any]) -> Tensor:
@@ -177,26 +114,41 @@ def _stand_in(ann: nn.Module, example: Tensor) -> nn.Module:
     return copy_with_plain_weights(ann).to("cpu", dtype)
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    content = read_whole(path)
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} was not written by sj_burst.save")
-    if content["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has format {content['format']} (sj_burst {content.get('sj_burst')}), this "
-            f"version reads {FORMAT}; convert the network again, or install that version"
-        )
-    wanted = {"options", "input_shape", "input_dtype", "dead", "max_spikes", "architecture"}
-    if missing := sorted((wanted | {"state_dict"}) - content.keys()):
-        raise ValueError(f"{path} is damaged: it lacks {missing}; save the network again")
-    try:
-        content["options"] = Options(**content["options"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or of another version: {error}") from error
-    return content
+def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingNetwork:
+    """The saved network, by the steps of a conversion.
+
+    Raises:
+        ValueError: where file and network do not fit.
+    """
+    options, state = content["options"], content["state_dict"]
+    gm, _ = prepare(ann, example, compare=False, direct=options.coding == "direct")
+    names, saved = sorted(activation_names(gm)), sorted(content["max_spikes"])
+    if names != saved:
+        raise ValueError(f"the file holds neurons {saved}, and ann has activations {names}")
+    neurons = {name: _neuron(name, content) for name in activation_names(gm)}
+    assemble(gm, neurons, options, state.get("graph.encoder.threshold"), example)
+    shape = tuple(content["input_shape"])
+    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"])
+    if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
+        raise ValueError(f"they differ in {different[:4]}")
+    _fill(snn, state)
+    _check_neurons(snn.eval(), example)
+    return snn
 
 
-def _fill(snn: SpikingNetwork, state: dict[str, Tensor], path: object) -> None:
+def _neuron(name: str, content: dict[str, Any]) -> BurstIFNode:
+    buffers = {}
+    for key in ("threshold", "v_init", "shift"):
+        value = buffers[key] = content["state_dict"].get(f"graph.{name}.{key}")
+        if value is None and key != "shift":
+            raise ValueError(f"neuron {name!r} has no {key}")
+        if value is not None and not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"neuron {name!r} has a {key} that is no finite number")
+    threshold = buffers.pop("threshold")
+    return new_neuron(content["options"], threshold, content["max_spikes"][name], **buffers)
+
+
+def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
     """Load parameters; calibration may have untied weights, or added biases that the ANN lacks."""
     for layer in snn.modules():
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -206,12 +158,27 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor], path: object) -> None:
         module = dict(snn.named_modules()).get(owner)
         if last == "bias" and getattr(module, "bias", tensor) is None:
             module.bias = nn.Parameter(tensor.clone())  # type: ignore[union-attr]
-    own = {name: tuple(tensor.shape) for name, tensor in snn.state_dict().items()}
-    saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    own = {name: (tuple(t.shape), t.dtype) for name, t in snn.state_dict().items()}
+    saved = {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
     if own != saved:
-        different = sorted(set(own.items()) ^ set(saved.items()))[:4]
-        raise ValueError(
-            f"{path} does not fit ann: {different}…; pass a network of the architecture that was "
-            "converted"
-        )
+        raise ValueError(f"{sorted(set(own.items()) ^ set(saved.items()), key=str)[:4]}…")
     snn.load_state_dict(state)
+
+
+@torch.no_grad()
+def _check_neurons(snn: SpikingNetwork, example: Tensor) -> None:
+    """Raise unless thresholds, potentials and currents fit what the neurons get."""
+
+    def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:
+        for key in ("threshold", "v_init", "shift"):
+            if (value := getattr(node, key)) is None:
+                continue
+            sample = torch.Size((1, *y.shape[1:]))
+            if torch.broadcast_shapes(per_channel(value, y.dim()).shape, sample) != sample:
+                raise ValueError(
+                    f"the {key} of neuron {name!r} is of shape {list(value.shape)}, and its input "
+                    f"of {list(x.shape)}"
+                )
+
+    with forward_hooks(snn.neurons(), compare):
+        snn.run(example, 1)

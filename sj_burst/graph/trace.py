@@ -36,22 +36,29 @@ def copy_with_plain_weights(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
 
     Raises:
-        ValueError: if the network cannot be copied, or computes a weight in a hook.
+        ValueError: if the network cannot be copied, or computes weights in hooks; names all layers.
     """
     remedy = (
-        "; make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight'), "
+        "make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight'), "
         "torch.nn.utils.remove_weight_norm(module) or remove_spectral_norm(module)"
     )
+    if hooked := [name or "the network" for name, m in model.named_modules() if _computes_weights(m)]:
+        raise ValueError(f"{', '.join(hooked)}: weights are computed in a hook; {remedy}")
     try:
         model = copy.deepcopy(model).eval()
     except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied ({error}){remedy}") from error
-    for name, module in model.named_modules():
+        raise ValueError(f"{type(model).__name__} cannot be copied ({error}); {remedy}") from error
+    for module in model.modules():
         if parametrize.is_parametrized(module):
             _drop_parametrizations(module)
-        if isinstance(vars(module).get("weight"), Tensor):  # neither a parameter nor a buffer
-            raise ValueError(f"{name or 'the network'} computes its weight in a hook{remedy}")
     return model
+
+
+def _computes_weights(module: nn.Module) -> bool:
+    """Whether a hook makes a tensor of the module from parameters: pruning and the older norms."""
+    made = {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+    sources = (name + suffix for name in made for suffix in ("_orig", "_g"))
+    return "weight" in made or any(source in module._parameters for source in sources)
 
 
 def _drop_parametrizations(module: Any) -> None:

@@ -1,19 +1,13 @@
 """Training for conversion: bounded activations, threshold scales, and the converted network itself."""
 
+from .candidates import Candidate, non_dominated
 from .qcfs import QCFS
-from .rate_inference import (
-    Candidate,
-    evaluate_rates,
-    non_dominated,
-    omega,
-    output_rate,
-    rate_inference_loss,
-    record_rates,
-    train_rates,
-    train_threshold_scale,
-)
+from .rate_loss import omega, output_rate, rate_inference_loss
+from .rate_measure import evaluate_rates, record_rates
 from .rate_norm import RateNorm, lock_max, rate_norms, replace_relu, share_scale
+from .scale_stage import train_threshold_scale
 from .tet import finetune, tet_loss
+from .weight_stage import train_rates
 
 __all__ = [
     "QCFS",

@@ -23,8 +23,8 @@ class RateNorm(BoundedActivation):
         y = \theta r, \quad r = \mathrm{clip}(x / \theta, 0, 1)
 
     The output is θ·r, not the rate r of the article: the following weights keep their scale, and the
-    network is an ordinary one with clipped ReLUs. θ is positive by construction. The first batch
-    sets M, and a batch without a positive value leaves it.
+    network is an ordinary one with clipped ReLUs. θ is positive: where p·M underflows, it is the
+    smallest normal number. The first batch sets M, and a batch without a positive value leaves it.
 
     Args:
         scale_logit: q at the start; p = 0.924 for 2.5.
@@ -64,8 +64,9 @@ class RateNorm(BoundedActivation):
 
     @property
     def bound(self) -> Tensor:
-        """θ = p·M."""
-        return self.scale_logit.sigmoid() * self.maximum
+        """θ = p·M, and never so small that it has no reciprocal."""
+        bound = self.scale_logit.sigmoid() * self.maximum
+        return bound.clamp_min(torch.finfo(bound.dtype).tiny)
 
     def forward(self, x: Tensor) -> Tensor:
         """Clip ``x``, of any shape, to [0, θ]."""

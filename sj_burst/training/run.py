@@ -1,87 +1,37 @@
-"""What the trainers share: labelled batches, one guarded step, and runs that can be resumed."""
+"""Training runs that go on where their checkpoint file ends."""
 
-import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..utils.files import read_whole, write_atomically
-from ..utils.labels import IGNORED, check_labels
-from ..utils.loader import batches, check_loader
+from ..utils.files import digest, read_whole, write_atomically
 
-__all__ = ["Run", "Writer", "fitting", "labelled", "step"]
+__all__ = ["Run", "fingerprints"]
 
-FORMAT = 1
+FORMAT = 2
 
 
-class Writer(Protocol):
-    """Anything with ``add_scalar``, such as TensorBoard's ``SummaryWriter``."""
+def fingerprints(values: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of each value, by which to tell whether it is the same again.
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Record one number."""
-
-
-def labelled(
-    loader: Iterable[Any], name: str, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and class labels of all batches, on a device.
-
-    Raises:
-        TypeError: if the loader can be read only once, or yields no labels.
-        ValueError: if there is no batch.
+    Example:
+        >>> fingerprints({"w": torch.zeros(2)}) == fingerprints({"w": torch.ones(2)})
+        False
     """
-    check_loader(loader, name)
-    for x, target in batches(loader, name):
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            raise TypeError(f"{name} must yield (input, class labels) batches; the labels are missing")
-        yield x.to(device), target.to(device).long()
-
-
-def fitting(target: Tensor, out: Tensor) -> Tensor:
-    """Labels ``[N, ...]`` for scores ``[N, C, ...]``, with −100 for pixels of no class.
-
-    Raises:
-        ValueError: names both shapes, or the range of labels.
-    """
-    if out.dim() < 2 or out[:, 0].shape != target.shape:
-        raise ValueError(
-            f"labels {list(target.shape)} do not fit the output {list(out.shape)}; the network must "
-            "return class scores [N, C, ...] and the loader yield labels [N, ...]"
-        )
-    check_labels(target, out.shape[1])
-    return target.where((target >= 0) & (target < out.shape[1]), IGNORED)
-
-
-def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimizer; returns the loss.
-
-    Raises:
-        ValueError: if the loss or a gradient is NaN or infinite, before anything is changed.
-    """
-    optimizer.zero_grad()
-    loss.backward()
-    # Spikes hide a NaN current from the loss, but not from the gradient.
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf)
-    if not (loss.isfinite() and norm.isfinite()):
-        raise ValueError(
-            f"the loss is {loss.item()} and the norm of its gradient {norm.item()}; lower lr, and "
-            "check that the images have no NaN. The network that was passed in is as it was"
-        )
-    optimizer.step()
-    return loss.item()
+    return {name: digest(value) for name, value in values.items()}
 
 
 class Run:
     """A training run that goes on where its checkpoint file ends.
 
-    The file holds network, optimizer, epoch, random number generators and whatever the trainer adds;
-    it is written after every epoch beside its place and then moved there.
+    The file holds network, optimizer, learning-rate schedule, epoch, random number generators, what the
+    run was started from, and whatever the trainer adds; it is written after every epoch beside its place
+    and then moved there.
 
     Args:
         path: the checkpoint file, or ``None`` to keep nothing.
@@ -89,13 +39,16 @@ class Run:
         loader: the training loader; the state of its ``generator`` is kept too.
         net: the network that is trained.
         optimizer: its optimizer.
+        schedule: of the learning rate.
+        start: :func:`fingerprints` of what must be the same when the run goes on.
 
     Attributes:
         epoch: how many epochs are done.
         extra: what the trainer added at the last :meth:`save`.
 
     Raises:
-        ValueError: if the file is damaged, foreign, or of a run with other settings.
+        ValueError: if the file is damaged, foreign, of a run with other settings, or of one that
+            was started from another network.
     """
 
     def __init__(
@@ -105,9 +58,12 @@ class Run:
         loader: Any,
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        start: dict[str, str] | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.settings, self.loader, self.net, self.optimizer = settings, loader, net, optimizer
+        self.settings, self.start, self.loader = settings, start or {}, loader
+        self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.epoch = 0
         self.extra: dict[str, Any] = {}
         if self.path is not None and self.path.exists():
@@ -121,9 +77,11 @@ class Run:
         content = {
             "training_format": FORMAT,
             "settings": self.settings,
+            "start": self.start,
             "epoch": epoch,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "generators": self._generators(),
             "extra": extra,
         }
@@ -131,15 +89,20 @@ class Run:
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = read_whole(path)
-        if not isinstance(content, dict) or content.get("training_format") != FORMAT:
+        if content.get("training_format") != FORMAT:
             raise ValueError(f"{path} is not a checkpoint of this training; pass another file name")
-        if content["settings"] != self.settings:
-            old, new = content["settings"], self.settings
-            names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
+        old, new = content["settings"], self.settings
+        if names := _different(old, new):
             differences = ", ".join(f"{n}={old.get(n)!r} (now {new.get(n)!r})" for n in names)
             raise ValueError(
                 f"checkpoint {path} is of a run with {differences}; pass these settings to go on with "
                 "it, or another file name to start anew"
+            )
+        if names := _different(content["start"], self.start):
+            raise ValueError(
+                f"checkpoint {path} is of a run that was started from another network: "
+                f"{', '.join(names[:4])}{', …' if names[4:] else ''} differ; pass the network that it "
+                "was started from to go on with it, or another file name to start anew"
             )
         return content
 
@@ -147,6 +110,7 @@ class Run:
         try:
             self.net.load_state_dict(content["net"])
             self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"checkpoint {self.path} is of another network: {error}") from error
         self.epoch, self.extra = content["epoch"], content["extra"]
@@ -168,3 +132,7 @@ class Run:
             "cuda": cuda,
             "loader": None if generator is None else generator.get_state(),
         }
+
+
+def _different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based.functional import reset_net, set_step_mode
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..conversion.contents import network_contents
 from ..network import SpikingNetwork
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.labels import check_labels
-from .run import Run, Writer, labelled, step
+from .epoch import Writer, has_class, labelled, train_epoch
+from .run import Run, fingerprints
 
 __all__ = ["finetune", "tet_loss"]
 
@@ -29,7 +31,7 @@ def tet_loss(out_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.
 
     Args:
         out_seq: o, logits of every step ``[T, N, C]``.
-        target: y, class labels ``[N]``.
+        target: y, class labels ``[N]``; −100 does not count, and NaN results if there is no other.
         lam: λ in [0, 1], weight of the regularisation.
         phi: φ, what it pulls the logits to.
 
@@ -93,8 +95,8 @@ def finetune(
     r"""Train a copy of a converted network for T steps by :func:`tet_loss`.
 
     Gradients pass the neurons by their surrogate functions and lateral-inhibition pooling exactly,
-    back through time. Adam's learning rate falls to zero along a
-    cosine (epoch by epoch if the loader has no length). Thresholds are trained as
+    back through time. Adam's learning rate falls to zero along a cosine (epoch by epoch if the loader
+    has no length). Batches of which all labels are −100 are left out. Thresholds are trained as
     :math:`\theta = \theta_0 e^s`, positive by construction, and the initial potentials keep their
     ratio to them; both are buffers again in the network that is returned, so that ``save`` and
     ``load`` work as before. BatchNorm that is not fused stays in eval mode.
@@ -109,7 +111,8 @@ def finetune(
         phi: φ of the loss.
         train_thresholds: train thresholds, too.
         step_mode: ``"m"`` runs all steps at once; ``"s"`` one after the other, with the same result.
-        checkpoint: file written after every epoch; if it exists, the run goes on from there.
+        checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
+            ``snn`` that it was started from: keep that one by :func:`sj_burst.save`.
         writer: TensorBoard writer, or anything with ``add_scalar``.
         progress: show a progress bar.
 
@@ -117,7 +120,8 @@ def finetune(
         The fine-tuned network in eval mode, with its state reset.
 
     Raises:
-        ValueError: for a bad value, if the loss becomes NaN, or if Γ is infinite.
+        ValueError: for a bad value, if the loss becomes NaN, no label is of a class, Γ is infinite, or
+            the checkpoint is of another run or network.
         TypeError: for another network, or a loader without labels.
 
     Source: Deng et al., ICLR 2022.
@@ -143,32 +147,44 @@ def finetune(
     scales = _Scales(net)
     parameters = [*net.parameters(), *(scales.logs if train_thresholds else [])]
     optimizer = torch.optim.Adam(parameters, lr)
+    batches = len(loader) if isinstance(loader, Sized) else None
+    schedule = CosineAnnealingLR(optimizer, epochs * (batches or 1))
     settings = dict(
         **dict(time_steps=time_steps, epochs=epochs, lr=lr, lam=lam, phi=phi),
         train_thresholds=train_thresholds,
     )
-    run = Run(checkpoint, settings, loader, nn.ModuleList([net, scales]), optimizer)
-    device = next(net.buffers()).device
-    count = len(loader) if isinstance(loader, Sized) else math.inf
-    for epoch in range(run.epoch, epochs):
-        losses = []
-        pairs = labelled(loader, "loader", device)
-        bar = tqdm(pairs, f"tune {epoch + 1}/{epochs}", disable=not progress, leave=False)
-        for index, (x, target) in enumerate(bar):
-            done = (epoch + index / count) / epochs
-            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * done)) / 2
-            scales.apply_to_nodes()
-            out_seq = _outputs(net, x, time_steps, step_mode)
-            losses.append(step(tet_loss(out_seq, target, lam, phi), optimizer))
-            reset_net(net)
+    trained = nn.ModuleList([net, scales])
+    run = Run(checkpoint, settings, loader, trained, optimizer, schedule, _start(snn))
+
+    def loss_of(x: Tensor, target: Tensor) -> Tensor | None:
+        if not has_class(target):
+            return None
+        reset_net(net)
+        scales.apply_to_nodes()
+        return tet_loss(_outputs(net, x, time_steps, step_mode), target, lam, phi)
+
+    for epoch in range(run.epoch + 1, epochs + 1):
+        pairs, title = labelled(loader, "loader", net.device), f"tune {epoch}/{epochs}"
+        per_batch = None if batches is None else schedule
+        loss = train_epoch(pairs, loss_of, optimizer, title, progress, per_batch)
+        if batches is None:
+            schedule.step()
         with torch.no_grad():
             scales.apply_to_nodes()
         _check_sound(net)
         if writer is not None:
-            writer.add_scalar("tet/loss", sum(losses) / len(losses), epoch + 1)
-        run.save(epoch + 1)
+            writer.add_scalar("tet/loss", loss, epoch)
+        run.save(epoch)
+    reset_net(net)
     set_step_mode(net, snn.step_mode)
     return net
+
+
+def _start(snn: SpikingNetwork) -> dict[str, str]:
+    """What tells one converted network from another, thresholds and initial potentials included."""
+    content = network_contents(snn)
+    kept = {name: content[name] for name in ("options", "max_spikes", "architecture")}
+    return fingerprints(kept | content["state_dict"])
 
 
 def _check_sound(net: SpikingNetwork) -> None:

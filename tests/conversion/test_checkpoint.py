@@ -1,11 +1,14 @@
 import math
 import os
+import random
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sj_burst import load, save
+from sj_burst.utils.files import read_whole, write_atomically
 from tests.networks import resnet, vgg
 
 X = torch.rand(8, 2, 8, 8)
@@ -120,17 +123,150 @@ def test_foreign_and_damaged_files(convert, tmp_path):
     (tmp_path / "flipped.pt").write_bytes(flipped)
     with pytest.raises(ValueError, match="is damaged, in its part"):
         load(tmp_path / "flipped.pt", vgg())
-    content = torch.load(tmp_path / "snn.pt", weights_only=True)
-    torch.save(content | {"format": 99}, tmp_path / "later.pt")
+    write_atomically({"a": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"not written by sj_burst.save"):
+        load(tmp_path / "other.pt", vgg())
+    content = read_whole(tmp_path / "snn.pt")
+    write_atomically(content | {"format": 99}, tmp_path / "later.pt")
     with pytest.raises(ValueError, match="format 99"):
         load(tmp_path / "later.pt", vgg())
     options = content.pop("options")
-    torch.save(content, tmp_path / "less.pt")
+    write_atomically(content, tmp_path / "less.pt")
     with pytest.raises(ValueError, match=r"lacks \['options'\]"):
         load(tmp_path / "less.pt", vgg())
-    torch.save(content | {"options": options | {"new": 1}}, tmp_path / "more.pt")
+    write_atomically(content | {"options": options | {"new": 1}}, tmp_path / "more.pt")
     with pytest.raises(ValueError, match="another version"):
         load(tmp_path / "more.pt", vgg())
+
+
+@pytest.fixture
+def small(convert, tmp_path):
+    """A small network, what its file holds, and how to load a file with other contents."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Conv1d(3, 2, 1))
+    snn = convert(ann, [torch.rand(8, 2, 4)], potential="shift")
+    path = tmp_path / "small.pt"
+    save(snn, path)
+    content = read_whole(path)
+
+    def load_with(**changes):
+        write_atomically(content | changes, path)
+        return load(path, ann)
+
+    return ann, snn, path, content, load_with
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_harmless(small):
+    ann, snn, path, _, _ = small
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    generator = random.Random(0)
+    bits = [generator.randrange(8 * len(whole)) for _ in range(200)]
+    bits += [generator.randrange(8 * directory, 8 * len(whole)) for _ in range(200)]
+    at = directory
+    while at >= 0:  # the bit that makes a part a folder, which torch does not read
+        bits.append(8 * (at + 38) + 4)
+        at = whole.find(b"PK\x01\x02", at + 1)
+    refused = 0
+    for bit in bits:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            again = load(path, ann)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            state = again.state_dict()
+            assert again.options == snn.options
+            assert all(torch.equal(value, state[name]) for name, value in snn.state_dict().items())
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("options", value) for value in (None, 3, [], {1: 2})),
+        *(
+            ("options", {name: value})
+            for name in ("time_steps", "threshold")
+            for value in (None, -1, [])
+        ),
+        *(("options", {"max_spikes": value}) for value in (None, 0, "4", math.nan, {}, {"*": "x"})),
+        *(("options", {"channel_wise": 2}), ("options", {"coding": []}), ("options", {"potential": 1})),
+        *(("input_shape", value) for value in (None, 3, [2, "4"], [2, 4.0], [2, -4], [True, 4], (2, 4))),
+        *(("input_dtype", value) for value in (None, "float32", 5)),
+        *(("dead", value) for value in (None, [], {"1": "2"}, {1: 2})),
+        *(("max_spikes", value) for value in (None, [4], {"1": 0}, {"1": "4"}, {"1": math.nan}, {1: 4})),
+        *(("architecture", value) for value in (None, "x", [1], {})),
+        *(("state_dict", value) for value in (None, [], {"a": 1}, {1: torch.ones(1)})),
+    ],
+)
+def test_contents_of_the_wrong_type_are_named(small, key, value):
+    _, _, path, content, load_with = small
+    if key == "options" and isinstance(value, dict) and 1 not in value:
+        value = content["options"] | value
+    with pytest.raises(ValueError, match=key if value is None else "is damaged") as caught:
+        load_with(**{key: value})
+    assert str(path) in str(caught.value)
+    load_with()
+
+
+@pytest.mark.parametrize("key", ["threshold", "v_init", "shift"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(torch.full((3,), bad) for bad in (math.nan, math.inf)),
+        *(torch.ones(shape) for shape in ((4,), (2, 4), (3, 1, 4), (8, 3, 4), (0,))),
+        torch.ones(3, dtype=torch.int64),
+    ],
+)
+def test_neurons_that_cannot_be_are_refused(small, key, value):
+    _, _, _, content, load_with = small
+    state = content["state_dict"]
+    with pytest.raises(ValueError, match=r"small\.pt does not fit ann"):
+        load_with(state_dict=state | {f"graph.1.{key}": value})
+    for bad in (0.0, -1.0):
+        with pytest.raises(ValueError, match="threshold must be positive"):
+            load_with(state_dict=state | {"graph.1.threshold": torch.full((3,), bad)})
+    for missing in ("threshold", "v_init"):
+        with pytest.raises(ValueError, match=f"neuron '1' has no {missing}"):
+            load_with(state_dict={k: v for k, v in state.items() if k != f"graph.1.{missing}"})
+    if key == "threshold":
+        for shape in ((), (1,), (3, 1), (3, 4), (1, 4)):  # all that broadcasts to one sample
+            load_with(state_dict=state | {"graph.1.threshold": torch.ones(shape)})
+
+
+def test_networks_without_plain_values_get_a_remedy(small):
+    ann, _, path, _, _ = small
+    with pytest.raises(ValueError, match=r"ann is on the meta device.*to_empty\(device='cpu'\)"):
+        load(path, nn.Sequential(*ann).to("meta"))
+    load(
+        path,
+        nn.Sequential(
+            nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Conv1d(3, 2, 1, device="meta").to_empty(device="cpu")
+        ),
+    )
+    pruned = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Conv1d(3, 2, 1))
+    for layer in (pruned[0], pruned[2]):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"^0, 2: weights are computed in a hook.*prune.remove"):
+        load(path, pruned)
+    for layer in (pruned[0], pruned[2]):
+        prune.remove(layer, "weight")
+    load(path, pruned)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_with_the_older_weight_norm_gets_a_remedy(small):
+    _, _, path, _, _ = small
+    normed = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU(), nn.Conv1d(3, 2, 1))
+    nn.utils.weight_norm(normed[0])
+    with pytest.raises(ValueError, match=r"^0: weights are computed in a hook.*remove_weight_norm"):
+        load(path, normed)
+    nn.utils.remove_weight_norm(normed[0])
+    load(path, normed)
 
 
 def test_an_interrupted_save_leaves_the_old_file(convert, tmp_path, monkeypatch):

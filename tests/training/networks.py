@@ -1,5 +1,8 @@
+"""Networks, data and writers that the tests of training share."""
+
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sj_burst.training.qcfs import QCFS
 from sj_burst.training.rate_norm import RateNorm, replace_relu, share_scale
@@ -22,3 +25,30 @@ def rate_norm_vgg() -> nn.Module:
 
 def qcfs_vgg(levels: int = 4) -> nn.Module:
     return replace_relu(vgg(), lambda: QCFS(levels, bound=1.3))
+
+
+def rate_norm_mlp(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        *(nn.Linear(6, 16), nn.BatchNorm1d(16), RateNorm()),
+        *(nn.Linear(16, 16), RateNorm(), nn.Linear(16, 3)),
+    )
+
+
+def labelled_loader(samples=96, generator=None):
+    torch.manual_seed(1)
+    x = torch.randn(samples, 6)
+    y = (x[:, :3] + 0.3 * x[:, 3:]).argmax(1)
+    return DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=generator)
+
+
+class Interrupt:
+    """A writer that interrupts the run the n-th time it is called."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def add_scalar(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt

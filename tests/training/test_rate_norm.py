@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -44,13 +44,36 @@ def test_gradients_against_finite_differences():
 @given(
     st.floats(-30, 30),
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=5),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )
-def test_the_threshold_is_positive_whatever_was_seen(q, values):
-    layer = RateNorm(scale_logit=q).train()
+@example(0.0, [1e-45], torch.float32)  # half of the smallest number is 0
+@example(-30.0, [6e-8], torch.float16)
+def test_the_threshold_is_positive_whatever_was_seen(q, values, dtype):
+    layer = RateNorm(scale_logit=q).to(dtype).train()
     for value in values:
-        layer(torch.tensor([value]))
-    assert layer.bound > 0
-    assert (layer(torch.tensor([-1.0, 1.0])) >= 0).all()
+        layer(torch.tensor([value], dtype=dtype))
+    assert layer.bound >= torch.finfo(dtype).tiny
+    assert (1 / layer.bound).isfinite()
+    x = torch.tensor([-1.0, 1e-3, 1.0], dtype=dtype, requires_grad=True)
+    y = layer.eval()(x)
+    assert (y >= 0).all()
+    assert 0 < y[2] <= layer.bound
+    y.sum().backward()
+    assert layer.scale_logit.grad.isfinite()
+    assert x.grad.isfinite().all()
+
+
+@given(st.floats(-30, 30), st.floats(0, 1e4, width=32, exclude_min=True))
+@example(0.0, 1e-45)
+def test_rates_of_the_smallest_thresholds_have_gradients(q, value):
+    layer = RateNorm(scale_logit=q).train()
+    layer(torch.tensor([value]))
+    x = torch.tensor([-1.0, 1e-3, 1e5], requires_grad=True)
+    rate = layer.eval()(x) / layer.bound
+    assert rate[2] == 1
+    rate.mean().backward()
+    assert layer.scale_logit.grad.isfinite()
+    assert x.grad.isfinite().all()
 
 
 def test_the_maximum_moves_in_training_only_and_can_be_locked():

@@ -11,7 +11,7 @@ from sj_burst import load, save
 from sj_burst.modules.pooling import LIPool
 from sj_burst.training.tet import _Scales, finetune, tet_loss
 from tests.networks import resnet, vgg
-from tests.training.test_rate_inference import Interrupt
+from tests.training.networks import Interrupt
 
 X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(5, (24,), generator=torch.Generator().manual_seed(1))
@@ -157,6 +157,73 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(convert, tmp_path):
     for _ in range(2):
         got = finetune(snn, DATA, 2, checkpoint=path, **options).state_dict()
         assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+class Unsized:
+    """A loader that does not know how many batches it has."""
+
+    def __init__(self, data=DATA):
+        self.data = data
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_the_learning_rate_falls_to_zero_along_a_cosine(convert, sized, learning_rates, tmp_path):
+    snn = convert(vgg(), DATA, max_spikes=1)
+    loader, options = DATA if sized else Unsized(), dict(epochs=3, lr=1e-3, **QUIET)
+    done = [epoch / 3 + (index / 6 if sized else 0) for epoch in range(3) for index in range(2)]
+    expected = [1e-3 * (1 + math.cos(math.pi * share)) / 2 for share in done]
+    finetune(snn, loader, 2, **options)
+    assert learning_rates == pytest.approx(expected)
+    del learning_rates[:]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(snn, loader, 2, checkpoint=tmp_path / "run.pt", writer=Interrupt(2), **options)
+    del learning_rates[2:]  # of the second epoch nothing was kept
+    finetune(snn, loader, 2, checkpoint=tmp_path / "run.pt", **options)
+    assert learning_rates == pytest.approx(expected)
+
+
+def test_a_run_goes_on_with_the_network_it_was_started_from_only(convert, tmp_path):
+    """Not with the thresholds of another one under the weights of the first."""
+    options = dict(time_steps=2, epochs=1, checkpoint=tmp_path / "run.pt", **QUIET)
+    snn = convert(vgg(), DATA, max_spikes=1, potential="half")
+    finetune(snn, DATA, **options)
+    names = {
+        "graph.2.threshold": convert(vgg(), DATA, max_spikes=1, threshold="max"),
+        "graph.2.v_init": convert(vgg(), DATA, max_spikes=1, potential="zero"),
+        "graph.0.weight": convert(vgg(seed=1), DATA, max_spikes=1),
+        "max_spikes": convert(vgg(), DATA, max_spikes=2),
+        "architecture": convert(vgg(), DATA, max_spikes=1, max_pool="average"),
+    }
+    pattern = r"run.pt is of a run that was started from another network: .* differ; pass the network"
+    for name, other in names.items():
+        with pytest.raises(ValueError, match=pattern) as caught:
+            finetune(other, DATA, **options)
+        assert name in str(caught.value) or ", …" in str(caught.value)
+    # One tensor that differs is named alone.
+    with torch.no_grad():
+        changed = copy.deepcopy(snn)
+        changed.neurons()["6"].threshold.mul_(1.5)
+    with pytest.raises(ValueError, match=r"another network: graph\.6\.threshold differ; pass"):
+        finetune(changed, DATA, **options)
+    save(snn, tmp_path / "snn.pt")
+    finetune(load(tmp_path / "snn.pt", vgg(seed=5)), DATA, **options)
+
+
+def test_batches_without_a_class_are_left_out(convert):
+    snn = convert(vgg(), DATA, max_spikes=1)
+    none = (X[:2], torch.full_like(Y[:2], -100))
+    expected = finetune(snn, Unsized(), 2, **QUIET).state_dict()
+    for data in ([none, *DATA], [*DATA, none]):
+        got = finetune(snn, Unsized(data), 2, **QUIET).state_dict()
+        assert all(torch.equal(value, got[name]) for name, value in expected.items())
+    with pytest.raises(ValueError, match="no label that loader yields is of a class; nothing can be"):
+        finetune(snn, [none, none], 2, **QUIET)
+    half = [(X[:4], torch.tensor([-100, 1, 2, -100]))]
+    tuned = finetune(snn, half, 2, **QUIET)
+    assert all(value.isfinite().all() for value in tuned.state_dict().values())
 
 
 def test_a_failure_leaves_the_network_as_it_was(convert):

@@ -1,0 +1,89 @@
+"""Runs of every trainer that are interrupted, and go on."""
+
+import pytest
+import torch
+from torch import nn
+
+from sj_burst.training.rate_norm import RateNorm
+from sj_burst.training.scale_stage import train_threshold_scale
+from sj_burst.training.weight_stage import train_rates
+from sj_burst.utils.files import write_atomically
+from tests.training.networks import Interrupt, labelled_loader, rate_norm_mlp
+
+
+def resumable_stage_one(path=None, writer=None):
+    generator = torch.Generator().manual_seed(3)
+    data = labelled_loader(generator=generator)
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Dropout(0.2), *rate_norm_mlp())
+    torch.manual_seed(4)
+    options = dict(epochs=4, lr=0.05, checkpoint=path, writer=writer, progress=False)
+    return train_rates(net, data, **options).state_dict()
+
+
+def resumable_stage_two(path=None, writer=None):
+    data = labelled_loader(generator=torch.Generator().manual_seed(3))
+    model = train_rates(rate_norm_mlp(), labelled_loader(), epochs=2, lr=0.05, progress=False)
+    torch.manual_seed(4)
+    options = dict(epochs=5, lr=0.3, checkpoint=path, writer=writer, progress=False)
+    found = train_threshold_scale(model, model, data, labelled_loader(), **options)
+    assert found
+    scales = {f"{c.name} {c.epoch}": c.state_dict["2.scale_logit"] for c in found}
+    return scales
+
+
+@pytest.mark.parametrize("train", [resumable_stage_one, resumable_stage_two])
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(train, after, tmp_path):
+    path = tmp_path / "run.pt"
+    expected = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(path, Interrupt(after))
+    for _ in range(2):  # the second call finds the run finished
+        got = train(path)
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    net, data = rate_norm_mlp(), labelled_loader()
+    options = dict(checkpoint=path, progress=False)
+    train_threshold_scale(net, net, data, data, epochs=1, **options)
+    with pytest.raises(ValueError, match=r"lam=0.1 \(now 0.2\)"):
+        train_threshold_scale(net, net, data, data, epochs=1, lam=0.2, **options)
+    with pytest.raises(ValueError, match="stage=2"):
+        train_rates(net, data, epochs=1, **options)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        train_threshold_scale(net, net, data, data, epochs=1, **options)
+    torch.save({"a": 1}, path)
+    with pytest.raises(ValueError, match="not written by"):
+        train_threshold_scale(net, net, data, data, epochs=1, **options)
+    write_atomically({"format": 4}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of this training"):
+        train_threshold_scale(net, net, data, data, epochs=1, **options)
+
+
+def test_stage_two_goes_on_with_the_networks_it_was_started_from_only(tmp_path):
+    net, other, data = rate_norm_mlp(), rate_norm_mlp(seed=1), labelled_loader()
+    options = dict(checkpoint=tmp_path / "run.pt", epochs=1, progress=False)
+    train_threshold_scale(net, net, data, data, **options)
+    wide = nn.Sequential(nn.Linear(6, 4), RateNorm(), nn.Linear(4, 3))
+    for model, teacher, name in ((other, net, "model.0.weight"), (net, other, "teacher.0.weight")):
+        with pytest.raises(ValueError, match=f"started from another network: {name}.* differ; pass the"):
+            train_threshold_scale(model, teacher, data, data, **options)
+    with pytest.raises(ValueError, match="another network"):
+        train_threshold_scale(wide, wide, data, data, **options)
+    train_threshold_scale(net, net, data, data, **options)
+
+
+def test_stage_one_goes_on_from_any_weights_of_the_architecture(tmp_path):
+    data, options = labelled_loader(), dict(checkpoint=tmp_path / "run.pt", epochs=1, progress=False)
+    expected = train_rates(rate_norm_mlp(), data, **options).state_dict()
+    got = train_rates(rate_norm_mlp(seed=1), data, **options).state_dict()
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+    wide = nn.Sequential(nn.Linear(6, 4), RateNorm(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="another network"):
+        train_rates(wide, data, **options)
