@@ -27,11 +27,11 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
     """
     for _ in range(rounds):
         error = layer.mean_error()
-        if layer.node is not None:
-            shift, correction = layer.node.shift, channel_mean(error)
+        if layer.neuron is not None:
+            shift, correction = layer.neuron.shift, channel_mean(error)
             if shift is not None and shift.dim() != 1:
                 shift = shift.expand_as(correction)
-            layer.node.shift = correction if shift is None else shift + correction
+            layer.neuron.shift = correction if shift is None else shift + correction
         elif layer.affine is not None:
             channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
             add_bias(layer.affine, channel_mean(channel_first))
@@ -49,11 +49,11 @@ def correct_potential(layer: Layer, rounds: int = 3) -> None:
 
     Source: after Li et al., "IC-SNN", 2023; potential calibration of Li et al., ICML 2021.
     """
-    if layer.node is None:
+    if layer.neuron is None:
         return
     for _ in range(rounds):
         correction = layer.time_steps * channel_mean(layer.mean_error())
-        layer.node.v_init = layer.node.v_init + correction
+        layer.neuron.v_init = layer.neuron.v_init + correction
 
 
 def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1, 1.2, 1.35)) -> None:
@@ -66,21 +66,21 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     current that the calibrated prefix really sends, on the first 64 images. Bounded activations
     keep their thresholds. Our own addition.
     """
-    node = layer.node
-    if node is None or layer.bounded:
+    neuron = layer.neuron
+    if neuron is None or layer.bounded:
         return
     currents = layer.evaluate()[:2]
     some = replace(layer, evaluate=lambda: currents, targets=layer.targets[:2])
-    threshold, v_init = node.threshold, node.v_init
+    threshold, v_init = neuron.threshold, neuron.v_init
 
     def cost(factor: float) -> Tensor:
-        node.threshold, node.v_init = factor * threshold, factor * v_init
+        neuron.threshold, neuron.v_init = factor * threshold, factor * v_init
         squares = torch.stack([(phi - a).square().sum(0) for phi, a in some.rates()]).sum(0)
         return channel_mean(squares) if threshold.dim() == 1 else squares.mean()
 
     costs = torch.stack([cost(factor) for factor in (1.0, *factors)])
     best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
-    node.threshold, node.v_init = best * threshold, best * v_init
+    neuron.threshold, neuron.v_init = best * threshold, best * v_init
 
 
 FITS: dict[str, Callable[[Layer], None]] = {

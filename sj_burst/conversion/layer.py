@@ -19,7 +19,7 @@ class Layer:
 
     Attributes:
         name: of the neuron, or of the affine module that ends the network.
-        node: the neuron; ``None`` for the last affine module.
+        neuron: ``None`` for the last affine module.
         affine: the module whose output is the neuron's input (but for a residual), if it has no
             other use; the sweep evaluates it again after its parameters changed.
         evaluate: returns per batch the input current ``[T·N, ...]``, or ``[N, ...]`` if constant in
@@ -27,7 +27,7 @@ class Layer:
         inputs: per batch the mean over T of ``affine``'s input ``[N, ...]``.
         wanted: per batch what ``affine`` should return for it: the ANN's pre-activation less the
             mean of the residual ``[N, ...]``.
-        residuals: per batch that mean, or zero.
+        residuals: per batch that mean, or a zero.
         targets: per batch the ANN's activation ``[N, ...]``.
         time_steps: T.
         device: where the network runs; the values above are on the CPU.
@@ -35,12 +35,12 @@ class Layer:
     """
 
     name: str
-    node: BurstIFNode | None
+    neuron: BurstIFNode | None
     affine: Any
     evaluate: Callable[[], list[Tensor]]
     inputs: list[Tensor]
     wanted: list[Tensor]
-    residuals: list[Any]
+    residuals: list[Tensor]
     targets: list[Tensor]
     time_steps: int
     device: torch.device
@@ -49,10 +49,10 @@ class Layer:
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""
         for z, a in zip(self.evaluate(), self.targets, strict=True):
-            y = z.to(self.device)
-            if self.node is not None:
-                y = run_temporal(self.node, y, TimeFold(self.time_steps, len(a)))
-            yield time_mean(y, TimeFold(self.time_steps, len(a))), a.to(self.device)
+            y, fold = z.to(self.device), TimeFold(self.time_steps, len(a))
+            if self.neuron is not None:
+                y = run_temporal(self.neuron, y, fold)
+            yield time_mean(y, fold), a.to(self.device)
 
     def mean_error(self) -> Tensor:
         """Mean over samples of target minus rate, in the shape of one sample."""

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..graph.trace import activation_names
 from ..rules.statistics import ActivationStatistics
+from ..utils.inference import forward_hooks
 from ..utils.loader import batches
 
 __all__ = ["observe"]
@@ -36,27 +37,22 @@ def observe(
     Raises:
         ValueError: if the loader is empty, or an activation is NaN or infinite.
     """
-    statistics: dict[str, ActivationStatistics] = {}
-    handles = []
-    for name in activation_names(gm):
-        module = gm.get_submodule(name)
-        upper = module.max_val if isinstance(module, nn.Hardtanh) else math.inf
-        statistics[name] = ActivationStatistics(channel_wise, upper)
+    modules = {name: gm.get_submodule(name) for name in activation_names(gm)}
+    statistics = {name: ActivationStatistics(channel_wise, _upper(m)) for name, m in modules.items()}
 
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            try:
-                statistics[name].update(inputs[0])
-            except ValueError as error:
-                raise ValueError(
-                    f"{error} before the activation {name!r}; check the calibration images and the "
-                    "network's weights"
-                ) from None
+    def update(name: str, _: nn.Module, z: Tensor, __: Tensor) -> None:
+        try:
+            statistics[name].update(z)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} before the activation {name!r}; check the calibration images and the "
+                "network's weights"
+            ) from None
 
-        handles.append(module.register_forward_pre_hook(hook))
-    try:
-        pairs = batches(loader, "calibration_loader")
-        shape = None
-        for x, _ in tqdm(pairs, "calibrate", disable=not progress, leave=False):
+    pairs = tqdm(batches(loader, "calibration_loader"), "calibrate", disable=not progress, leave=False)
+    shape = None
+    with forward_hooks(modules, update):
+        for x, _ in pairs:
             shape = shape or x.shape[1:]
             try:
                 gm(x.to(device))
@@ -67,9 +63,10 @@ def observe(
                     f"calibration_loader yields inputs of shapes {list(shape)} and {list(x.shape[1:])}, "
                     "and not both can be taken; bring them to one, or try channel_wise=False"
                 ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     for found in statistics.values():
         found.all_reduce()
     return statistics
+
+
+def _upper(activation: nn.Module) -> float:
+    return activation.max_val if isinstance(activation, nn.Hardtanh) else math.inf

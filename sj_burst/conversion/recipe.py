@@ -280,12 +280,12 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             first_samples(self.calibration_loader, min(wanted, fitting + 1), "calibration_loader")
         )
         images = distributed.gather_samples(images)
-        if len(images) > fitting:
+        if min(wanted, len(images)) > fitting:
             warnings.warn(
-                f"calibration_images={wanted}: {fitting} images are used, because one layer's "
-                f"activations in all {self.options.time_steps} time steps would exceed "
-                f"{_LAYER_BYTES / 2**30:g} GiB with more; take smaller images or fewer steps, or ask "
-                f"for {fitting}",
+                f"calibration_images={wanted}: only the first {fitting} of {wanted} images are used, "
+                f"because one layer's activations in all {self.options.time_steps} time steps would "
+                f"exceed {_LAYER_BYTES / 2**30:.3g} GiB with more; take smaller images or fewer steps, "
+                f"or ask for {fitting}",
                 stacklevel=2,
             )
         return images[: min(wanted, fitting)]

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
-from .calibration import _move
 from .layer import Layer, add_bias
 
 __all__ = ["refit_weights"]
@@ -34,18 +33,14 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     if module is None or not _has_patches(module):
         return
     groups = getattr(module, "groups", 1)
-    gram: Any = 0.0  # Σ x xᵀ per group
-    for y in layer.inputs:
-        for part in y.split(_IMAGES_AT_ONCE):
-            x = _patches(module, part.to(layer.device), groups)
-            gram = gram + (x.mT @ x).double()
+    gram = _gram(layer, groups)
     penalty = gram.diagonal(dim1=1, dim2=2).clone()
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
     penalty += 1e-12 * penalty.max()
     factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
-    for iteration in range(1 if layer.node is None else iterations):
+    for iteration in range(1 if layer.neuron is None else iterations):
         moment, missing = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.
         weight = _grouped(module.weight, groups).double()
@@ -56,6 +51,16 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         dtype, shape = module.weight.dtype, module.weight.shape
         module.weight = nn.Parameter(new.reshape(shape).to(dtype))
         add_bias(module, update[:, -1].flatten().to(dtype))
+
+
+def _gram(layer: Layer, groups: int) -> Tensor:
+    """Σ x xᵀ per group, of what each output sees."""
+    total: Any = 0.0
+    for y in layer.inputs:
+        for part in y.split(_IMAGES_AT_ONCE):
+            x = _patches(layer.affine, part.to(layer.device), groups)
+            total = total + (x.mT @ x).double()
+    return total
 
 
 def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,7 @@ def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]
         out = module(y)
         missing = wanted.to(layer.device) - out
         if one_sided:
-            current = out + _move(residual, layer.device)
+            current = out + residual.to(layer.device)
             missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
         moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
         dims = [d for d in range(missing.dim()) if d != _channel_dim(module) % missing.dim()]

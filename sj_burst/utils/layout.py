@@ -1,11 +1,11 @@
-"""How tensors lie in memory."""
+"""How, and where, tensors lie in memory."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["channels_last"]
+__all__ = ["channels_last", "move"]
 
 
 def channels_last(value: Any) -> Any:
@@ -13,3 +13,15 @@ def channels_last(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dim() == 4 and value.device.type == "cpu":
         return value.contiguous(memory_format=torch.channels_last)
     return value
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or the tensors in a tuple or list, on ``device``; anything else as it is.
+
+    Example:
+        >>> move((torch.ones(1), [3]), "meta")
+        (tensor(..., device='meta', size=(1,)), [3])
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(move(v, device) for v in value)
+    return value.to(device) if isinstance(value, Tensor) else value
