@@ -1,21 +1,18 @@
 """Which nodes of a graph are calibrated, and which affine module each has to itself."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..graph.evaluate import depends_on_input, record
+from ..graph.operators import SUMS, WEIGHTED
 from ..graph.trace import call_sites, is_module
 from ..modules.neuron import BurstIFNode
 
 __all__ = ["Source", "current_sources"]
-
-_SUMS = {operator.add, operator.iadd, torch.add}
-_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 class Source(NamedTuple):
@@ -70,7 +67,7 @@ def _fitted(gm: fx.GraphModule) -> list[fx.Node]:
     return [
         node
         for node in gm.graph.nodes
-        if is_module(gm, node, BurstIFNode) or (node not in before and is_module(gm, node, _AFFINE))
+        if is_module(gm, node, BurstIFNode) or (node not in before and is_module(gm, node, WEIGHTED))
     ]
 
 
@@ -84,14 +81,14 @@ def _source(gm: fx.GraphModule, node: fx.Node, shapes: Mapping[Any, torch.Size])
         return call_sites(gm, n.target) == 1 and shapes.get(n, (0,))[0] == batch
 
     def owned(n: object) -> bool:
-        return isinstance(n, fx.Node) and is_module(gm, n, _AFFINE) and len(n.users) == 1 and single(n)
+        return isinstance(n, fx.Node) and is_module(gm, n, WEIGHTED) and len(n.users) == 1 and single(n)
 
-    if is_module(gm, node, _AFFINE):
+    if is_module(gm, node, WEIGHTED):
         return Source(node) if single(node) else Source()
     current: Any = node.args[0]
     if owned(current):
         return Source(current)
-    if current.target in _SUMS and not current.kwargs and len(current.users) == 1:
+    if current.target in SUMS and not current.kwargs and len(current.users) == 1:
         for one, other in (current.args, current.args[::-1]):
             alike = shapes.get(one) == shapes.get(other) == shapes[current]
             if owned(one) and other is not one and alike:

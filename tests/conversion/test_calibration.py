@@ -3,8 +3,6 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from sj_burst.conversion.layer import Layer
-from sj_burst.conversion.ridge import refit_weights
 from tests.networks import resnet, vgg
 
 IMAGES = [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(4)]
