@@ -1,13 +1,14 @@
 """Burst neurons, lateral-inhibition pooling and calibration for SpikingJelly's ANN-to-SNN converter.
 
 Convert
-    - :class:`BurstRecipe`: for ``spikingjelly.activation_based.ann2snn.Converter``; its options are
-      :class:`Options`, published settings are in :data:`PRESETS`.
+    - :func:`convert`: a trained network to a spiking one, with :class:`Options`; published settings are
+      in :data:`PRESETS`.
+    - :class:`BurstRecipe`: the same for ``spikingjelly.activation_based.ann2snn.Converter``.
     - :func:`recommend`: the cheapest T and Γ that keep a network's accuracy.
     - :func:`standardize`: the graph of modules that a network is rewritten to first.
 
 Run
-    - :class:`SpikingNetwork`: what a conversion returns; ``hold(x, T)``, or SpikingJelly's step modes.
+    - :class:`SpikingNetwork`: what a conversion returns; ``run(x, T)``, or SpikingJelly's step modes.
     - :func:`simulate`: accuracy after every step, spikes, SynOps, as a :class:`SimulationResult`.
     - :func:`fit_early_exit`: how sure an answer must be for a sample to leave early.
     - :func:`set_backend`: torch, numba or CuPy.
@@ -23,8 +24,8 @@ Train
     - :mod:`training`: rate norm layers and threshold scales, QCFS, temporal efficient training.
 
 Build
-    - :class:`BurstIFNode`; :mod:`sj_burst.pooling`, :mod:`sj_burst.encoding`, and the arithmetic in
-      :mod:`sj_burst.functional`.
+    - :class:`BurstIFNode`; :mod:`sj_burst.modules.pooling`, :mod:`sj_burst.modules.encoding`, and the
+      arithmetic in :mod:`sj_burst.functional`.
 """
 
 from . import training

@@ -53,8 +53,8 @@ def current_sources(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Source]:
     """
     values = record(gm, x)
     reset_net(gm)
-    moving = depends_on_input(gm)
-    shapes = {n: v.shape for n, v in values.items() if n in moving and isinstance(v, Tensor)}
+    depending = depends_on_input(gm)
+    shapes = {n: v.shape for n, v in values.items() if n in depending and isinstance(v, Tensor)}
     sources = {node: _source(gm, node, shapes) for node in _fitted(gm)}
     return {n: s for n, s in sources.items() if s.affine or is_module(gm, n, BurstIFNode)}
 
