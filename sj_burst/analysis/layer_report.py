@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..functional import per_channel
+from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from .inactivated import fires_inactivated
 from .layers import LayerMeans
@@ -65,7 +66,11 @@ def split_error(means: LayerMeans, node: BurstIFNode | None, time_steps: int) ->
         current = current + per_channel(node.shift, dim)
         arriving = means.module(current)
     within = arriving.clamp(max=theta * node.max_spikes)
+    if isinstance(node, LeakyBurstIFNode):
+        lowest = per_channel(node.negative_slope, dim) * theta * -node.max_spikes
+        within = torch.maximum(within, torch.where(arriving < 0, lowest, -torch.inf))
     quiet = (current <= 0) & (current * time_steps + v_init < theta)
+    quiet = quiet & (not isinstance(node, LeakyBurstIFNode))
     parts = {
         "propagated": arriving - means.activation,
         "clipping": within - arriving,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..simulation.result import SimulationResult
-from ..simulation.spikes import spike_numbers
+from ..simulation.spikes import spike_train
 from ..utils.checks import check_count
 from ..utils.inference import forward_hooks
 from .layer_report import PARTS
@@ -303,7 +303,7 @@ def _spike_train(snn: SpikingNetwork, x: Tensor, layer: str, time_steps: int) ->
         raise ValueError(f"layer must be one of {list(nodes)}, got {layer!r}")
     train: list[Tensor] = []
     with forward_hooks(
-        {layer: nodes[layer]}, lambda name, node, _, y: train.append(spike_numbers(node, y))
+        {layer: nodes[layer]}, lambda name, node, _, y: train.append(spike_train(node, y))
     ):
         snn.run(x.to(snn.device), time_steps)
     return train[0].flatten(1).cpu()
@@ -341,7 +341,7 @@ def membrane_trace(
     for z in current:
         outputs.append(node(z.view(1, 1)).item())
         potentials.append(node.v.item())
-    count, after = spike_numbers(node, torch.tensor(outputs)), torch.tensor(potentials)
+    count, after = spike_train(node, torch.tensor(outputs)), torch.tensor(potentials)
     before = torch.cat([torch.tensor([start]), after[:-1]]) + current + shift
     steps = torch.arange(1, len(current) + 1)
     # Up to m(t), and down to v(t) by the reset.

@@ -9,12 +9,13 @@ from ..backends.dispatch import set_backend
 from ..graph.repeat import repeat_constants
 from ..graph.trace import is_module
 from ..modules.encoding import ENCODERS
+from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, spiking_pool
 from ..modules.spike_calibration import SpikeCalibratedNode
 from ..options import Options
 
-__all__ = ["assemble", "new_neuron"]
+__all__ = ["assemble", "new_neuron", "slope_below_zero"]
 
 
 def assemble(
@@ -49,12 +50,39 @@ def new_neuron(
     max_spikes: float,
     v_init: float | Tensor = 0.0,
     shift: Tensor | None = None,
+    negative_slope: float | Tensor | None = None,
 ) -> BurstIFNode:
-    """The neuron that ``inactivated_spikes`` asks for."""
+    """The neuron that ``inactivated_spikes`` asks for, or a leaky one, which takes spikes back anyway.
+
+    Raises:
+        ValueError: for spike calibration of a leaky activation.
+    """
+    if negative_slope is not None:
+        if options.inactivated_spikes == "spike_calibration":
+            raise ValueError(
+                "inactivated_spikes='spike_calibration' is for activations that are never below zero; "
+                "LeakyReLU and PReLU are; use 'signed'"
+            )
+        return LeakyBurstIFNode(threshold, max_spikes, v_init, shift, negative_slope)
     if options.inactivated_spikes == "spike_calibration":
         return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
     signed = options.inactivated_spikes == "signed"
     return BurstIFNode(threshold, max_spikes, v_init, shift, signed)
+
+
+def slope_below_zero(activation: nn.Module) -> float | Tensor | None:
+    """The slope of an activation below zero; ``None`` for one that is zero there.
+
+    Example:
+        >>> slope_below_zero(nn.LeakyReLU(0.2)), slope_below_zero(nn.ReLU())
+        (0.2, None)
+    """
+    if isinstance(activation, nn.LeakyReLU):
+        return activation.negative_slope
+    if isinstance(activation, nn.PReLU):
+        weight = activation.weight.detach()
+        return weight if weight.numel() > 1 else weight.squeeze()
+    return None
 
 
 def insert_neurons(

@@ -138,9 +138,9 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingN
 
 def _neuron(name: str, content: dict[str, Any]) -> BurstIFNode:
     buffers = {}
-    for key in ("threshold", "v_init", "shift"):
+    for key in ("threshold", "v_init", "shift", "negative_slope"):
         value = buffers[key] = content["state_dict"].get(f"graph.{name}.{key}")
-        if value is None and key != "shift":
+        if value is None and key in ("threshold", "v_init"):
             raise ValueError(f"neuron {name!r} has no {key}")
         if value is not None and not (value.is_floating_point() and value.isfinite().all()):
             raise ValueError(f"neuron {name!r} has a {key} that is no finite number")

@@ -24,7 +24,7 @@ from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
 from ..utils.loader import batches, check_loader, first_samples
-from .assemble import assemble, new_neuron
+from .assemble import assemble, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .fits import FITS
 from .observe import observe
@@ -214,14 +214,22 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         max_spikes = self.options.max_spikes_of(work.statistics)
         dtype = next(fx_model.parameters(), work.x).dtype  # a half-precision network stays one
         neurons = {
-            name: self._neuron(name, statistics, max_spikes[name]).to(dtype)
+            name: self._neuron(
+                name, statistics, max_spikes[name], slope_below_zero(fx_model.get_submodule(name))
+            ).to(dtype)
             for name, statistics in work.statistics.items()
         }
         largest = None if self.options.coding == "direct" else self._largest_input()
         work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
         return fx_model.to(converter.device)
 
-    def _neuron(self, name: str, statistics: ActivationStatistics, max_spikes: float) -> BurstIFNode:
+    def _neuron(
+        self,
+        name: str,
+        statistics: ActivationStatistics,
+        max_spikes: float,
+        negative_slope: float | Tensor | None,
+    ) -> BurstIFNode:
         options = self.options
         transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
         try:
@@ -232,7 +240,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if not options.channel_wise:
             threshold, v_init = threshold.squeeze(), v_init.squeeze()
         shift = threshold / (2 * options.time_steps) if options.potential == "shift" else None
-        return new_neuron(options, threshold, max_spikes, v_init, shift)
+        return new_neuron(options, threshold, max_spikes, v_init, shift, negative_slope)
 
     @_hook
     def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
+from ..modules.leaky import LeakyBurstIFNode
 from .layer import Layer, add_bias
 
 __all__ = ["refit_weights"]
@@ -40,7 +41,9 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     penalty += 1e-12 * penalty.max()
     factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
-    for iteration in range(1 if layer.neuron is None else iterations):
+    # A leaky activation tells its input on either side.
+    one_sided = layer.neuron is not None and not isinstance(layer.neuron, LeakyBurstIFNode)
+    for iteration in range(iterations if one_sided else 1):
         moment, missing = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.
         weight = _grouped(module.weight, groups).double()

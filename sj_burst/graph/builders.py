@@ -81,6 +81,32 @@ def _bounded(max_value: float) -> nn.Module:
     return nn.Hardtanh(0.0, float(max_value))
 
 
+def _leaky_relu(_: object, negative_slope: float = 0.01, inplace: bool = False) -> nn.Module:
+    return nn.ReLU() if negative_slope == 0 else nn.LeakyReLU(negative_slope)
+
+
+def _prelu(x: Tensor, weight: Tensor) -> nn.Module:
+    if weight.numel() not in (1, x.shape[1]):
+        raise Unsupported(
+            f"{weight.numel()} slopes do not belong to {x.shape[1]} channels (dimension 1)"
+        )
+    module = nn.PReLU(weight.numel(), device=weight.device, dtype=weight.dtype)
+    module.load_state_dict({"weight": weight.detach().flatten()})
+    return module
+
+
+def _rrelu(
+    _: object,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> nn.Module:
+    if training:
+        raise Unsupported("rrelu with training=True is random at inference; pass self.training")
+    return _leaky_relu(_, (lower + upper) / 2)
+
+
 def _threshold(_: object, threshold: float, value: float, inplace: bool = False) -> nn.Module:
     if threshold != 0 or value != 0:
         raise Unsupported("only Threshold(0, 0) is a ReLU; retrain with ReLU")
@@ -199,6 +225,12 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     F.relu6: _relu6,
     F.hardtanh: _hardtanh,
     F.hardtanh_: _hardtanh,
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: _leaky_relu,
+    torch.prelu: _prelu,
+    F.rrelu: _rrelu,
+    F.rrelu_: _rrelu,
+    torch.rrelu: _rrelu,
     F.threshold: _threshold,
     torch.clamp: _clamp,
     torch.clamp_: _clamp,
@@ -236,6 +268,7 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
 METHODS: dict[str, Callable[..., nn.Module | None]] = {
     "relu": _relu,
     "relu_": _relu,
+    "prelu": _prelu,
     "clamp": _clamp,
     "clamp_": _clamp,
     "clip": _clamp,
@@ -272,6 +305,12 @@ def standard_module(module: nn.Module) -> nn.Module | None:
         return _hardtanh(None, module.min_val, module.max_val)
     if type(module) is nn.Threshold:
         return _threshold(None, module.threshold, module.value)
+    if type(module) is nn.LeakyReLU:
+        return _leaky_relu(None, module.negative_slope)
+    if type(module) is nn.RReLU:
+        return _rrelu(None, module.lower, module.upper)
+    if type(module) is nn.PReLU:
+        return copy.deepcopy(module)
     if type(module) is nn.Hardsigmoid:
         return HardSigmoid()
     if isinstance(module, _INSTANCE_NORMS) and module.running_mean is not None:

@@ -32,8 +32,6 @@ REMEDIES = {
     "silu": "retrain with ReLU, which is the function a spiking neuron computes",
     "gelu": "retrain with ReLU, which is the function a spiking neuron computes",
     "elu": "retrain with ReLU, which is the function a spiking neuron computes",
-    "leaky": "retrain with ReLU, which is the function a spiking neuron computes",
-    "prelu": "retrain with ReLU, which is the function a spiking neuron computes",
     "hardswish": "retrain with ReLU or ReLU6",
     "tanh": "retrain with ReLU",
     "norm": "use BatchNorm with running statistics, which is affine in eval mode",

@@ -89,7 +89,7 @@ def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 # Activations that neurons take the place of, and what carries state from step to step.
-ACTIVATIONS: Kinds = (nn.ReLU, nn.Hardtanh, BoundedActivation)
+ACTIVATIONS: Kinds = (nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, BoundedActivation)
 FIRING: Kinds = (*ACTIVATIONS, *MAX_POOLS)
 
 CONVOLUTIONS: Kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import per_channel
 from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
+from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
 from ..network import SpikingNetwork
@@ -25,14 +26,29 @@ POOLS = (*MAX_POOLS, LIPool, GatedPool)  # pass spikes on
 
 
 def spike_numbers(node: BurstIFNode, y: Tensor) -> Tensor:
-    """Spikes n in a neuron's weighted output y = θ·n ``[N, ...]``; negative ones are below zero.
+    """Net spikes in a neuron's weighted output y = θ·n ``[N, ...]``, or in a sum of them.
 
     Example:
         >>> spike_numbers(BurstIFNode(threshold=0.1, max_spikes=4), torch.tensor([[0.3, -0.1]]))
         tensor([[ 3., -1.]])
     """
-    theta = per_channel(at_least_single(node.threshold), y.dim())
-    return (at_least_single(y) / theta).round_()
+    numbers = at_least_single(y) / per_channel(at_least_single(node.threshold), y.dim())
+    if isinstance(node, LeakyBurstIFNode):  # below zero a spike weighs less
+        slope = per_channel(at_least_single(node.negative_slope), y.dim())
+        numbers = torch.where(numbers < 0, numbers / slope, numbers)
+    return numbers.round_()
+
+
+def spike_train(node: BurstIFNode, y_seq: Tensor) -> Tensor:
+    """Spikes n(t) in a neuron's weighted outputs ``[T, ...]`` from a fresh state.
+
+    Example:
+        >>> spike_train(BurstIFNode(threshold=0.5, max_spikes=4), torch.tensor([[1.0], [-0.5]]))
+        tensor([[ 2.],
+                [-1.]])
+    """
+    counts = spike_numbers(node, at_least_single(y_seq).cumsum(0))
+    return torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1]))
 
 
 class SpikeCounter:

@@ -50,7 +50,7 @@ def test_every_unsupported_node_is_named_at_once():
     ("operation", "message"),
     [
         (lambda x: torch.clamp(x, 1, -1), "bounds of 1 and -1"),
-        (lambda x: F.relu(F.leaky_relu(x)), "retrain with ReLU"),
+        (lambda x: F.relu(F.silu(x)), "retrain with ReLU"),
         (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
         (lambda x: x / (1 + x), "product"),
         (lambda x: x * x, "product"),
