@@ -83,6 +83,18 @@ def test_residual_branches_are_part_of_the_fit(calibrated):
         assert not torch.equal(a.weight, b.weight)
 
 
+def test_a_module_that_is_called_twice_keeps_its_parameters(convert):
+    """What suits one call would harm the other; the shift of the neurons belongs to one each."""
+    shared = nn.Linear(4, 4)
+    net, x = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2)), torch.rand(32, 4)
+    graph = convert(net, [x], calibration="advanced", **STEPS).graph
+    assert torch.equal(graph.get_submodule("0").weight, shared.weight)
+    assert torch.equal(graph.get_submodule("0").bias, shared.bias)
+    assert not torch.equal(graph.get_submodule("4").weight, net[4].weight)
+    first, second = neurons(graph).values()
+    assert not torch.equal(first.shift, second.shift)
+
+
 @pytest.mark.parametrize("rule", ["lateral_inhibition", "spike", "average", "gated"])
 def test_pooling_of_every_rule_is_calibrated(convert, rule):
     """In the layer after the pooling, on what the spiking pooling really sends."""
