@@ -46,7 +46,7 @@ class LeakyBurstIFNode(BurstIFNode):
         >>> node = LeakyBurstIFNode(threshold=1.0, negative_slope=0.25, max_spikes=4, step_mode="m")
         >>> with torch.no_grad():
         ...     node(torch.tensor([-2.0, -2.0, 5.0]).view(3, 1, 1)).flatten().tolist()
-        [-0.5, -0.5, 2.0]
+        [-0.5, -0.5, 1.0]
     """
 
     negative_slope: Tensor

@@ -10,6 +10,9 @@ from ..utils import distributed
 __all__ = ["ActivationStatistics"]
 
 
+_VALUES_AT_ONCE = 2**18  # what is done to them stays in the processor's cache
+
+
 class ActivationStatistics:
     r"""Running statistics of one layer: maximum, histogram, and moments of the pre-activation.
 
@@ -48,7 +51,8 @@ class ActivationStatistics:
         """
         z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
         z = z.movedim(1, 0).flatten(1) if self.channel_wise else z.reshape(1, -1)
-        if not z.isfinite().all():
+        total = z.sum(1, dtype=torch.float64)
+        if not total.isfinite().all():  # as soon as one value is not
             raise ValueError("NaN or infinite values")
         if self.samples == 0:
             zeros = z.new_zeros(len(z))
@@ -56,12 +60,15 @@ class ActivationStatistics:
             self._sum, self._square = zeros.double(), zeros.double()
             self.histogram = z.new_zeros(len(z), self.BINS, dtype=torch.float64)
         self.samples += z.shape[1]
-        self._sum = self._sum + z.sum(1, dtype=torch.float64)
+        self._sum = self._sum + total
         self._square = self._square + z.square().sum(1, dtype=torch.float64)
-        a = z.clamp(0, self.upper)
-        self.maximum = torch.maximum(self.maximum, a.amax(1))
+        self.maximum = torch.maximum(self.maximum, z.amax(1).clamp(0, self.upper))
         self._widen(self.maximum)
-        self._count(a)
+        together = max(1, _VALUES_AT_ONCE // z.shape[1])  # channels
+        for part, scale, histogram in zip(
+            *(x.split(together) for x in (z, self.range, self.histogram)), strict=True
+        ):
+            self._count(part, scale, histogram)
 
     def _widen(self, maximum: Tensor) -> None:
         """Double the range of each channel, merging pairs of bins, until ``maximum`` fits.
@@ -75,12 +82,14 @@ class ActivationStatistics:
             self.histogram[narrow] = torch.nn.functional.pad(merged, (0, self.BINS // 2))
             self.range = torch.where(narrow, 2 * self.range, self.range)
 
-    def _count(self, a: Tensor) -> None:
-        channel, column = a.nonzero(as_tuple=True)
-        level = a[channel, column] / self.range[channel] * self.BINS
-        index = channel * self.BINS + level.long().clamp_(max=self.BINS - 1)
-        counts = torch.bincount(index, minlength=self.histogram.numel())
-        self.histogram += counts.view_as(self.histogram)
+    def _count(self, z: Tensor, scale: Tensor, histogram: Tensor) -> None:
+        """Add the positive values of some channels to their histograms."""
+        scale = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
+        level = (z.clamp(0, self.upper) / scale).mul_(self.BINS).clamp_(max=self.BINS - 1)
+        first = torch.arange(len(z), device=z.device, dtype=torch.int32) * self.BINS
+        index = level.int().add_(first.unsqueeze(1)).flatten()
+        histogram += torch.bincount(index, minlength=histogram.numel()).view_as(histogram)
+        histogram[:, 0] -= (z <= 0).sum(1)  # counted with the others, which is faster
 
     @property
     def dead(self) -> Tensor:

@@ -79,20 +79,57 @@ def mse_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tenso
         True
     """
     largest = statistics.maximum / transfer.max_spikes
-    a, weight = statistics.centres, statistics.histogram
+    few = transfer.levels <= statistics.BINS / 4
+    error = error_by_levels(statistics, transfer) if few else error_by_bins(statistics, transfer)
 
     def best(fractions: Tensor) -> Tensor:
         """The fraction of ``largest`` with the least error, per channel; fractions ``[K, C]``."""
-        errors = []
-        for fraction in fractions:
-            theta = (largest * fraction).clamp_min(1e-30).unsqueeze(1)
-            errors.append(((transfer(a, theta) - a).square() * weight).sum(1))
+        errors = [error((largest * fraction).clamp_min(1e-30)) for fraction in fractions]
         return fractions.gather(0, torch.stack(errors).argmin(0, keepdim=True)).squeeze(0)
 
-    grid = torch.linspace(0.01, 1.0, 100, device=a.device, dtype=a.dtype)
+    grid = torch.linspace(0.01, 1.0, 100, device=largest.device, dtype=largest.dtype)
     coarse = best(grid.unsqueeze(1).expand(-1, len(largest)))
-    offsets = torch.linspace(-0.01, 0.01, 21, device=a.device, dtype=a.dtype).unsqueeze(1)
+    offsets = torch.linspace(-0.01, 0.01, 21, device=largest.device, dtype=largest.dtype).unsqueeze(1)
     return largest * best((coarse + offsets).clamp(1e-3, 1.0))
+
+
+def error_by_bins(statistics: ActivationStatistics, transfer: Transfer) -> Callable[[Tensor], Tensor]:
+    """Σ (φ(a) − a)² over the histogram, as a function of θ ``[C]``."""
+    a, weight = statistics.centres, statistics.histogram
+    return lambda theta: ((transfer(a, theta.unsqueeze(1)) - a).square() * weight).sum(1)
+
+
+def error_by_levels(statistics: ActivationStatistics, transfer: Transfer) -> Callable[[Tensor], Tensor]:
+    r"""The same less Σ a², from how many activations reach each level, and their sum.
+
+    .. math::
+        \sum_i (\phi(a_i) - a_i)^2 - a_i^2 = \frac{\theta}{T} \sum_k \Big[
+        \frac{(2k - 1)\,\theta}{T} N_k - 2 A_k \Big], \qquad
+        N_k = |\{i: \phi(a_i) \ge k\theta/T\}|, \quad A_k = \sum_{\phi(a_i) \ge k\theta/T} a_i
+
+    A staircase of ΓT levels then costs ΓT look-ups, not one for each bin.
+    """
+    level = torch.arange(1, transfer.levels + 1, device=statistics.range.device, dtype=torch.float64)
+    count, total = _tail_sums(statistics.histogram, statistics.centres)
+    width = (statistics.range / statistics.BINS).double().clamp_min(1e-300).unsqueeze(1)
+
+    def error(theta: Tensor) -> Tensor:
+        quantum = theta.double().unsqueeze(1) / transfer.time_steps
+        # The first bin whose centre reaches level k.
+        first = ((level - transfer.potential) * quantum / width - 0.5).ceil()
+        first = first.clamp(0, statistics.BINS).long()
+        terms = (2 * level - 1) * quantum * count.gather(1, first) - 2 * total.gather(1, first)
+        return quantum.squeeze(1) * terms.sum(1)
+
+    return error
+
+
+def _tail_sums(histogram: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """How many activations lie in the bins from each on, and their sum ``[C, BINS + 1]``."""
+    both = torch.stack([histogram, histogram * centres])
+    tails = both.flip(-1).cumsum(-1).flip(-1)
+    count, total = torch.nn.functional.pad(tails, (0, 1))
+    return count, total
 
 
 def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
@@ -114,7 +151,7 @@ def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> 
         >>> round(gaussian_fixed_point(torch.tensor(0.0), torch.tensor(1.0), 4).item(), 3)
         2.135
     """
-    levels = int(transfer.max_spikes * transfer.time_steps)
+    levels = int(transfer.levels)
     theta_max = gaussian_fixed_point(statistics.mean, statistics.std, levels)
     theta_max = theta_max.clamp(max=min(statistics.upper, torch.finfo(theta_max.dtype).max))
     return (theta_max / transfer.max_spikes).to(statistics.maximum.dtype)

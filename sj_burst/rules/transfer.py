@@ -31,8 +31,13 @@ class Transfer:
     max_spikes: float = 1
     potential: float = 0.0
 
+    @property
+    def levels(self) -> float:
+        """How many outputs above zero there are: ΓT."""
+        return self.max_spikes * self.time_steps
+
     def __call__(self, a: Tensor, threshold: Tensor, v_init: Tensor | None = None) -> Tensor:
         """φ(a); ``v_init`` (broadcast to ``a``) takes the place of ``potential``·θ if given."""
         v0 = threshold * self.potential if v_init is None else v_init
         count = torch.floor((a * self.time_steps + v0) / threshold)
-        return count.clamp_(0, self.max_spikes * self.time_steps) * (threshold / self.time_steps)
+        return count.clamp_(0, self.levels) * (threshold / self.time_steps)

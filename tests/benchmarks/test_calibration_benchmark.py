@@ -1,16 +1,23 @@
-"""Time of advanced calibration against depth: linear, because each layer resumes from its prefix.
+"""Time of calibration: advanced against depth (linear, because each layer resumes from its prefix),
+and statistics and thresholds against a forward pass.
 
 pytest -o addopts= tests/benchmarks/test_calibration_benchmark.py -s
 """
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from networks import CifarResNet
 from spikingjelly.activation_based import ann2snn
 
 from sj_burst import BurstRecipe
+from sj_burst.conversion.observe import observe
+from sj_burst.graph.standardize import standardize
+from sj_burst.rules.statistics import ActivationStatistics
+from sj_burst.rules.threshold import error_by_bins, error_by_levels, fit_threshold
+from sj_burst.rules.transfer import Transfer
 
 IMAGES = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -37,3 +44,51 @@ def test_time_is_linear_in_depth(benchmark):
 
     benchmark.pedantic(run, rounds=5, iterations=1)
     print(f"\nResNet-56 / ResNet-20: {statistics.median(ratios):.2f} (layers: {55 / 19:.2f})")
+
+
+def test_thresholds_in_forward_passes(benchmark):
+    """Statistics and "mse" thresholds of a ResNet-56, in units of one forward pass over the images."""
+    torch.manual_seed(0)
+    gm = standardize(CifarResNet(9).eval(), IMAGES[:2])
+    transfer = Transfer(time_steps=4, max_spikes=4, potential=0.5)
+    ratios: dict[str, list[float]] = {"statistics": [], "thresholds": []}
+
+    def run() -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            gm(IMAGES)
+        forward = time.perf_counter()
+        found = observe(gm, [IMAGES], channel_wise=True, device="cpu", progress=False)
+        observed = time.perf_counter()
+        for layer in found.values():
+            fit_threshold(layer, "mse", transfer)
+        fitted = time.perf_counter()
+        ratios["statistics"].append((observed - forward) / (forward - start) - 1)
+        ratios["thresholds"].append((fitted - observed) / (forward - start))
+
+    benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
+    for name, values in ratios.items():
+        print(f"\n{name} / forward pass: {statistics.median(values):.2f}")
+
+
+def test_mse_search_against_plain_search(benchmark):
+    """Thresholds of 2048 channels from the tails of their histograms, and from all their bins."""
+    torch.manual_seed(0)
+    found = ActivationStatistics()
+    found.update(torch.randn(512, 2048))
+    transfer = Transfer(time_steps=4, max_spikes=4, potential=0.5)
+    theta = found.maximum / 4
+    ratios = []
+
+    def seconds(error: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        start = time.perf_counter()
+        for factor in (0.25, 0.5, 0.75, 1.0):
+            error(factor * theta)
+        return time.perf_counter() - start
+
+    def run() -> None:
+        by_bins, by_levels = error_by_bins(found, transfer), error_by_levels(found, transfer)
+        ratios.append(seconds(by_bins) / seconds(by_levels))
+
+    benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
+    print(f"\nplain / by levels: {statistics.median(ratios):.1f}")
