@@ -16,6 +16,7 @@ from .options import Options
 from .utils.checks import check_count
 from .utils.inference import device_of
 from .utils.layout import channels_last
+from .utils.outputs import map_tensors
 
 __all__ = ["Presentation", "SpikingNetwork"]
 
@@ -65,15 +66,15 @@ class Presentation:
                 values[node] = evaluate_node(self.graph, node, values.__getitem__, self.x)
         return {n: channels_last(value) if n in self._read else None for n, value in values.items()}
 
-    def run(self, time_steps: int) -> Tensor:
-        """Output of the next steps ``[T, N, ...]``."""
+    def run(self, time_steps: int) -> Any:
+        """Output of the next steps ``[T, N, ...]``, or the network's nesting of such outputs."""
         check_count(time_steps=time_steps)
         fold = TimeFold(time_steps, len(self.x))
         with time_folded(self.graph, fold):
             out = fx.Interpreter(self.graph).run(self.x, initial_env=dict(self._values))
-        return out.unflatten(0, fold)
+        return map_tensors(lambda t: t.unflatten(0, fold), out)
 
-    def chunks(self, time_steps: int, chunk: int) -> Iterator[Tensor]:
+    def chunks(self, time_steps: int, chunk: int) -> Iterator[Any]:
         """Outputs of T steps in parts of at most ``chunk``, so that memory does not grow with T."""
         for first in range(0, time_steps, chunk):
             yield self.run(min(chunk, time_steps - first))
@@ -141,7 +142,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         """Where the network is."""
         return device_of(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``."""
         if self.step_mode == "s":
             self.check_input(x)
@@ -150,11 +151,12 @@ class SpikingNetwork(nn.Module, base.StepModule):
         steps, batch = x.shape[:2]
         fold = TimeFold(steps, batch)
         with time_folded(self.graph, fold):
-            return self.graph(x.flatten(0, 1)).unflatten(0, fold)
+            return map_tensors(lambda t: t.unflatten(0, fold), self.graph(x.flatten(0, 1)))
 
-    def run(self, x: Tensor, time_steps: int) -> Tensor:
+    def run(self, x: Tensor, time_steps: int) -> Any:
         """Present an input ``[N, ...]`` for T steps from a fresh state; returns ``[T, N, ...]``.
 
+        A network that returns tuples, lists or dicts returns the same of such tensors.
         What comes before the first neuron is computed once. Works in either step mode, and leaves a
         fresh state. Who wants to go on from where the membrane potentials are uses :meth:`present`.
 

@@ -20,6 +20,7 @@ from ..simulation.steps import at_least_single
 from ..utils.checks import check_count, check_network
 from ..utils.inference import eval_mode, forward_hooks
 from ..utils.loader import batches, check_loader, first_samples
+from ..utils.outputs import map_tensors, side_by_side
 
 __all__ = ["LayerMeans", "layer_means", "layer_rates"]
 
@@ -104,12 +105,14 @@ def layer_means(
         ):
             for x, _ in batches(loader):
                 x = x.to(snn.device)
-                wanted = graph(x)
+                wanted = side_by_side(graph(x))
                 sums.clear()
                 with snn.present(x) as shown:
                     total: Any = 0
                     for out_seq in shown.chunks(time_steps, steps_at_once(len(x))):
-                        total = total + at_least_single(out_seq).sum(0)
+                        total = total + side_by_side(
+                            map_tensors(lambda t: at_least_single(t).sum(0), out_seq)
+                        )
                 layers = {}
                 for name in names:
                     current, rate, steps = sums[name]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..modules.pooling import MAX_POOLS
 from ..utils.inference import evaluate
+from ..utils.outputs import tensors_of
 from .evaluate import depends_on_input, has_tensor, record
 from .operators import (
     ACTIVATIONS,
@@ -56,8 +57,6 @@ def check_supported(
 ) -> None:
     """Raise one error that lists every node no spiking network can compute.
 
-    A network that returns anything but one tensor is refused, too.
-
     Args:
         gm: a standardized graph.
         x: example input ``[N, ...]``.
@@ -77,11 +76,10 @@ def check_supported(
     """
     values = record(gm, x)
     output = values[next(iter(reversed(gm.graph.nodes)))]
-    if not isinstance(output, Tensor):
-        kind = next((k.__name__ for k in (dict, list, tuple) if isinstance(output, k)), None)
+    if not tensors_of(output):
         raise ValueError(
-            f"the network must return one tensor, it returned {kind or type(output).__name__}; wrap it "
-            "in a module that returns the output to be converted"
+            f"the network must return a tensor, or tuples, lists or dicts of tensors, it returned "
+            f"{type(output).__name__}"
         )
     depending = depends_on_input(gm)
     wrong = {
@@ -213,16 +211,18 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
 
     for node in gm.graph.nodes:
         fires = is_module(gm, node, FIRING)
-        if not (fires or node.op == "output") or not isinstance(first[node], Tensor):
+        if not (fires or node.op == "output"):
             continue
-        if first[node].shape[:1] != x.shape[:1]:
+        shapes = [list(t.shape) for t in tensors_of(first[node]).values()]
+        wrong = next((shape for shape in shapes if shape[:1] != [len(x)]), None)
+        if wrong is not None:
             what = f"{node.target} ({describe(gm, node)})" if fires else "the network"
             raise ValueError(
-                f"{what} returns {list(first[node].shape)} for a batch of {len(x)}: time steps are "
+                f"{what} returns {wrong} for a batch of {len(x)}: time steps are "
                 "folded into the batch, so activations, max-pooling and the output need one row a "
                 "sample; pass crops or frames as samples of their own, and combine the answers"
             )
-        if any(map(mixes, (*node.all_input_nodes, node))):
+        if any(mixes(n) for n in (*node.all_input_nodes, node) if isinstance(first[n], Tensor)):
             culprit = next(n for n in gm.graph.nodes if isinstance(first[n], Tensor) and mixes(n))
             problem = (
                 "mixes the samples of a batch, which a folded time axis does not allow; make each "
@@ -267,8 +267,7 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
     got = values[next(iter(reversed(graph.graph.nodes)))]
     expected, exact = _answer_in_double(model, x)
     tolerance = max(tolerance, _rounding(values), 0.0 if exact else 1e-4)
-    for a, b in zip(_tensors(got), _tensors(expected), strict=True):
-        _check_same(a, b.to(a.dtype) if a.is_floating_point() else b, tolerance)
+    check_same(got, expected, tolerance)
 
 
 def _answer_in_double(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
@@ -310,17 +309,8 @@ def check_same(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
     Raises:
         ValueError: with the relative difference.
     """
-    for a, b in zip(_tensors(got), _tensors(expected), strict=True):
-        _check_same(a, b, tolerance)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors that a network returns, in order."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return [value] if isinstance(value, Tensor) else []
+    for a, b in zip(tensors_of(got).values(), tensors_of(expected).values(), strict=True):
+        _check_same(a, b.to(a.dtype) if a.is_floating_point() else b, tolerance)
 
 
 def _check_same(got: Tensor, expected: Tensor, rounding: float) -> None:

@@ -14,6 +14,7 @@ from ..utils.checks import check_count, check_range
 from ..utils.inference import eval_mode
 from ..utils.labels import IGNORED, check_labels, is_label
 from ..utils.loader import batches, check_loader
+from ..utils.outputs import select_output
 from .plan import steps_at_once
 from .steps import at_least_single
 
@@ -52,7 +53,12 @@ def confidence_margin(output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_early_exit(
-    snn: SpikingNetwork, loader: Iterable[Any], time_steps: int, max_loss: float = 0.1
+    snn: SpikingNetwork,
+    loader: Iterable[Any],
+    time_steps: int,
+    max_loss: float = 0.1,
+    *,
+    output: Any = None,
 ) -> float:
     r"""The smallest confidence margin at which leaving costs no more than ``max_loss`` points.
 
@@ -65,6 +71,7 @@ def fit_early_exit(
         loader: training batches ``(input, target)``; not the test data.
         time_steps: T.
         max_loss: points of accuracy that may be lost.
+        output: which tensor is the answer, as for :func:`sj_burst.simulate`.
 
     Returns:
         A margin in [0, 1] for ``simulate(..., early_exit=margin)``; 1 if only that is safe.
@@ -94,7 +101,7 @@ def fit_early_exit(
             for x, target in batches(loader):
                 if not is_label(target, (len(x),)):
                     raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
-                means = _running_means(snn, x.to(snn.device), time_steps)
+                means = _running_means(snn, x.to(snn.device), time_steps, output)
                 check_labels(target, means.shape[2])
                 hits = (means.argmax(2) == target.to(means.device)).float().cpu()  # [T, N]
                 margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
@@ -110,10 +117,11 @@ def fit_early_exit(
     return _MARGINS[int(unsafe[-1]) + 1 if len(unsafe) else 0].item()
 
 
-def _running_means(snn: SpikingNetwork, x: Tensor, time_steps: int) -> Tensor:
+def _running_means(snn: SpikingNetwork, x: Tensor, time_steps: int, output: Any) -> Tensor:
     """Mean output after every step ``[T, N, ...]``."""
     with snn.present(x) as shown:
-        chunks = [at_least_single(out) for out in shown.chunks(time_steps, steps_at_once(len(x)))]
+        returned = shown.chunks(time_steps, steps_at_once(len(x)))
+        chunks = [at_least_single(select_output(out, output)) for out in returned]
     totals = torch.cat(chunks).cumsum(0)
     steps = torch.arange(1, time_steps + 1, device=totals.device)
     return totals / steps.view(-1, *[1] * (totals.dim() - 1))

@@ -17,6 +17,7 @@ from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, eval_mode, evaluate
 from ..utils.loader import batches, check_loader
+from ..utils.outputs import select_output
 from .answers import Answers, AnswerTotals
 from .early_exit import confidence_margin
 from .plan import plan_run
@@ -37,6 +38,7 @@ def simulate(
     chunk: int | None = None,
     early_exit: float | None = None,
     reference: nn.Module | None = None,
+    output: Any = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> SimulationResult:
@@ -58,6 +60,8 @@ def simulate(
             of the two largest class probabilities, is at least this; it keeps its answer. See
             :func:`sj_burst.fit_early_exit`. ``None`` for never.
         reference: the ANN, to record the output's error against it.
+        output: which tensor is the answer, if the network returns several: a key or an index, or a
+            tuple of them.
         device: where to run; ``None`` for where the network is.
         progress: show a progress bar.
 
@@ -92,10 +96,10 @@ def simulate(
             with count_spikes(snn, time_steps) as counter:
                 pairs = chain([head], pairs)
                 for batch in tqdm(pairs, "simulate", disable=not progress, leave=False):
-                    for x, target, wanted in _parts(batch, reference, device, plan.samples):
+                    for x, target, wanted in _parts(batch, reference, output, device, plan.samples):
                         answers = Answers(len(x), time_steps, target, wanted)
                         counter.restart()
-                        seconds += _follow(snn, x, answers, plan.chunk, early_exit)
+                        seconds += _follow(snn, x, answers, plan.chunk, early_exit, output)
                         totals.add(answers)
             result = totals.result(counter.per_step, seconds)
             if isinstance(snn, SpikingNetwork):
@@ -111,7 +115,11 @@ def simulate(
 
 
 def _parts(
-    batch: tuple[Tensor, Any], reference: nn.Module | None, device: torch.device, samples: int
+    batch: tuple[Tensor, Any],
+    reference: nn.Module | None,
+    output: Any,
+    device: torch.device,
+    samples: int,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
     """Inputs, targets and the reference's outputs of at most ``samples`` at a time."""
     x, target = batch
@@ -120,17 +128,20 @@ def _parts(
     target = None if target is None else target.to(device)
     wanted = None
     if reference is not None:  # it stays where it is
-        wanted = evaluate(reference, x.to(device_of(reference))).to(device)
+        wanted = select_output(evaluate(reference, x.to(device_of(reference))), output).to(device)
     for first in range(0, len(x), samples):
         rows = slice(first, first + samples)
         yield x[rows], None if target is None else target[rows], None if wanted is None else wanted[rows]
 
 
-def _follow(snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None) -> float:
+def _follow(
+    snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None, output: Any
+) -> float:
     """Take one batch through its steps; returns the seconds of the forward passes."""
     seconds, start = 0.0, time.perf_counter()
     with present(snn, x) as shown:
-        for out_seq in shown.chunks(answers.time_steps, chunk):
+        for returned in shown.chunks(answers.time_steps, chunk):
+            out_seq = select_output(returned, output)
             if out_seq.is_cuda:
                 torch.cuda.synchronize(out_seq.device)
             seconds += time.perf_counter() - start

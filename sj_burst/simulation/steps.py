@@ -1,6 +1,7 @@
 """Present an input for T steps, to converted networks and to those of others alike."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
@@ -36,7 +37,7 @@ class StepByStep:
     def __exit__(self, *_: object) -> None:
         reset_net(self.net)
 
-    def chunks(self, time_steps: int, chunk: int) -> Iterator[Tensor]:
+    def chunks(self, time_steps: int, chunk: int) -> Iterator[Any]:
         """Outputs ``[T, N, ...]`` of T steps in parts of at most ``chunk``."""
         for first in range(0, time_steps, chunk):
             yield torch.stack([self.net(self.x) for _ in range(min(chunk, time_steps - first))])

@@ -16,6 +16,7 @@ from ..conversion.contents import network_contents
 from ..network import SpikingNetwork
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.labels import check_labels
+from ..utils.outputs import select_output
 from .epoch import Writer, has_class, labelled, train_epoch
 from .run import Run, fingerprints
 
@@ -88,6 +89,7 @@ def finetune(
     phi: float = 1.0,
     train_thresholds: bool = True,
     step_mode: str = "m",
+    output: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     writer: Writer | None = None,
     progress: bool = True,
@@ -111,6 +113,7 @@ def finetune(
         phi: φ of the loss.
         train_thresholds: train thresholds, too.
         step_mode: ``"m"`` runs all steps at once; ``"s"`` one after the other, with the same result.
+        output: which tensor is the answer, as for :func:`sj_burst.simulate`.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
             ``snn`` that it was started from: keep that one by :func:`sj_burst.save`.
         writer: TensorBoard writer, or anything with ``add_scalar``.
@@ -161,7 +164,7 @@ def finetune(
             return None
         reset_net(net)
         scales.apply_to_nodes()
-        return tet_loss(_outputs(net, x, time_steps, step_mode), target, lam, phi)
+        return tet_loss(_outputs(net, x, time_steps, step_mode, output), target, lam, phi)
 
     for epoch in range(run.epoch + 1, epochs + 1):
         pairs, title = labelled(loader, "loader", net.device), f"tune {epoch}/{epochs}"
@@ -197,8 +200,8 @@ def _check_sound(net: SpikingNetwork) -> None:
         )
 
 
-def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Tensor:
+def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str, output: Any) -> Tensor:
     """Logits at every step for an input that is held, ``[T, N, C]``."""
     if step_mode == "m":
-        return net.run(x, time_steps)
-    return torch.stack([net(x) for _ in range(time_steps)])
+        return select_output(net.run(x, time_steps), output)
+    return torch.stack([select_output(net(x), output) for _ in range(time_steps)])
