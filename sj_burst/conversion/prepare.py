@@ -48,7 +48,7 @@ def prepare(
     gm = _fused(gm, ann, x, compare)
     if not activation_names(gm):
         raise ValueError(
-            "the network has no ReLU (or ReLU6, Hardtanh(0, k), clamp(0, k), RateNorm, QCFS) to convert"
+            "the network has no ReLU, LeakyReLU, Hardtanh, clamp, RateNorm or QCFS to convert"
         )
     replaced = clip_bounded(gm)
     return fx.GraphModule(gm, gm.graph).eval(), replaced  # with its modules in the order of execution

@@ -1,6 +1,5 @@
 """Rewrite a network to a graph in which every activation and pooling is a module of its own."""
 
-import math
 import re
 from typing import Any
 
@@ -97,14 +96,13 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
 def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
     """Whether a graph, in whose tracing sizes decided something, is right at other sizes too.
 
-    It is compared with the network at twice the size and at the next multiple of 32.
+    It is compared with the network at every other size of :func:`_other_shapes` that this takes.
     """
-    if x.dim() < 3 or not x.is_floating_point():
-        return x.dim() == 2
     tried = 0
-    for shape in ([2 * s for s in x.shape[2:]], [(s // 32 + 1) * 32 for s in x.shape[2:]]):
-        other = x.flatten(2).repeat(1, 1, math.prod(shape) // math.prod(x.shape[2:]) + 1)
-        other = other[:, :, : math.prod(shape)].unflatten(2, shape)
+    for shape in _other_shapes(x):
+        other = x
+        for d, size in enumerate(shape):
+            other = torch.cat([other] * -(-size // other.shape[d]), d).narrow(d, 0, size)
         try:
             expected = evaluate(model, other)
         except Exception:  # the network is of some sizes only
@@ -114,14 +112,24 @@ def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
         except Exception:
             return False
         tried += 1
-    return tried > 0
+    return tried > 0 or x.dim() == 2  # the number of features does not change
+
+
+def _other_shapes(x: Tensor) -> list[list[int]]:
+    """Twice the size of the maps, and the next multiple of 32; of a sequence, twice either dimension."""
+    fixed, sizes = list(x.shape[:2]), x.shape[2:]
+    shapes = [[*fixed, *(2 * s for s in sizes)], [*fixed, *((s // 32 + 1) * 32 for s in sizes)]]
+    if x.dim() == 3:
+        shapes.append([x.shape[0], 2 * x.shape[1], x.shape[2]])
+    return shapes if x.dim() > 2 else []
 
 
 def guard_input(gm: fx.GraphModule, x: Tensor) -> None:
     """Refuse inputs of other sizes than that of ``x``."""
     source = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    size = tuple(x.shape[1:] if x.dim() == 3 else x.shape[2:])
     with gm.graph.inserting_after(source):
-        guarded = gm.graph.call_function(same_size, (source, tuple(x.shape[2:])))
+        guarded = gm.graph.call_function(same_size, (source, size))
     source.replace_all_uses_with(guarded, delete_user_cb=lambda user: user is not guarded)
     gm.recompile()
 

@@ -143,3 +143,34 @@ def test_functional_batch_norm_folds(convert):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in gm.modules())
     snn = convert(net, [x], calibration="none", max_spikes=16, threshold="max")
     assert (snn.run(x, 64).mean(0) - net(x)).abs().max() < 0.02
+
+
+def test_the_length_of_a_sequence_follows_or_is_refused(convert):
+    class Unrolled(nn.Module):
+        """Over all steps of ``[N, L, C]``, as many as there were in tracing."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 6)
+
+        def forward(self, x):
+            total = 0
+            for step in range(x.shape[1]):
+                total = total + F.relu(self.inner(x[:, step]))
+            return total
+
+    class Named(Unrolled):
+        def forward(self, x):
+            assert x.shape[2] == 4
+            return F.relu(self.inner(x)).sum(1)
+
+    x, longer = torch.randn(16, 3, 4), torch.randn(16, 7, 4)
+    options = {"calibration": "none", "threshold": "max", "max_spikes": 16, "channel_wise": False}
+    net = Named()
+    snn = convert(net, [x], **options)
+    assert (snn.run(longer, 64).mean(0) - net(longer)).norm() < 0.1 * net(longer).norm()
+    net = Unrolled()
+    snn = convert(net, [x], **options)
+    assert (snn.run(x, 64).mean(0) - net(x)).norm() < 0.1 * net(x).norm()
+    with pytest.raises(ValueError, match=r"size \[3, 4\] that it was converted for, and got \[7, 4\]"):
+        snn.run(longer, 2)
