@@ -23,7 +23,14 @@ from .operators import (
 )
 from .trace import describe, is_module, place_of, problem_text, unsupported_message
 
-__all__ = ["check_batch_independent", "check_equal", "check_supported", "in_double"]
+__all__ = [
+    "check_batch_independent",
+    "check_equal",
+    "check_equal_elsewhere",
+    "check_supported",
+    "in_double",
+    "tensors",
+]
 
 REMEDIES = {
     "softmax": "return the logits instead; the class of the maximum is the same",
@@ -269,8 +276,22 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
     got = values[next(iter(reversed(graph.graph.nodes)))]
     expected, exact = _answer_in_double(model, x)
     tolerance = max(tolerance, _rounding(values), 0.0 if exact else 1e-4)
-    for a, b in zip(_tensors(got), _tensors(expected), strict=True):
+    for a, b in zip(tensors(got), tensors(expected), strict=True):
         _check_same(a, b.to(a.dtype) if a.is_floating_point() else b, tolerance)
+
+
+def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+    """As :func:`check_equal`, on inputs unlike ``x``: what rests in some samples acts in others.
+
+    Inputs for which the network has no finite answer are left out.
+    """
+    for other in (-x, 4 * x) if x.is_floating_point() else ():
+        try:
+            expected = evaluate(model, other)
+        except Exception:  # it asserts that its input is an image, say
+            continue
+        if all(tensor.isfinite().all() for tensor in tensors(expected)):
+            check_equal(gm, model, other)
 
 
 def _answer_in_double(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
@@ -312,16 +333,16 @@ def check_same(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
     Raises:
         ValueError: with the relative difference.
     """
-    for a, b in zip(_tensors(got), _tensors(expected), strict=True):
+    for a, b in zip(tensors(got), tensors(expected), strict=True):
         _check_same(a, b, tolerance)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
     """The tensors that a network returns, in order."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return [tensor for part in value for tensor in _tensors(part)]
+        return [tensor for part in value for tensor in tensors(part)]
     return [value] if isinstance(value, Tensor) else []
 
 
