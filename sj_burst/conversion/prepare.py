@@ -6,7 +6,13 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.check import check_batch_independent, check_equal, check_supported, in_double
+from ..graph.check import (
+    check_batch_independent,
+    check_equal,
+    check_equal_elsewhere,
+    check_supported,
+    in_double,
+)
 from ..graph.fuse import fuse
 from ..graph.standardize import rewrite
 from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
@@ -45,6 +51,7 @@ def prepare(
     if compare:
         check_batch_independent(gm, x)
         check_equal(gm, ann, torch.cat([x, x[:1]]))  # at another batch size than that of the tracing
+        check_equal_elsewhere(gm, ann, x)
     gm = _fused(gm, ann, x, compare)
     if not activation_names(gm):
         raise ValueError(

@@ -24,7 +24,13 @@ from .operators import (
 )
 from .trace import describe, is_module, place_of, problem_text, unsupported_message
 
-__all__ = ["check_batch_independent", "check_equal", "check_supported", "in_double"]
+__all__ = [
+    "check_batch_independent",
+    "check_equal",
+    "check_equal_elsewhere",
+    "check_supported",
+    "in_double",
+]
 
 REMEDIES = {
     "softmax": "return the logits instead; the class of the maximum is the same",
@@ -268,6 +274,20 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
     expected, exact = _answer_in_double(model, x)
     tolerance = max(tolerance, _rounding(values), 0.0 if exact else 1e-4)
     check_same(got, expected, tolerance)
+
+
+def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+    """As :func:`check_equal`, on inputs unlike ``x``: what rests in some samples acts in others.
+
+    Inputs for which the network has no finite answer are left out.
+    """
+    for other in (-x, 4 * x) if x.is_floating_point() else ():
+        try:
+            expected = evaluate(model, other)
+        except Exception:  # it asserts that its input is an image, say
+            continue
+        if all(tensor.isfinite().all() for tensor in tensors_of(expected).values()):
+            check_equal(gm, model, other)
 
 
 def _answer_in_double(model: nn.Module, x: Tensor) -> tuple[Any, bool]:

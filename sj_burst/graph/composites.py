@@ -115,7 +115,7 @@ def find_relus(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
     """
     for node in list(gm.graph.nodes):
         source = next((s for s in (find(gm, node) for find in _SPELLINGS) if s is not None), None)
-        if source is None:
+        if source is None or _broadcast(values, source, node):
             continue
         with gm.graph.inserting_before(node):
             relu = gm.graph.call_function(torch.relu, (source,))
@@ -125,6 +125,12 @@ def find_relus(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
         node.replace_all_uses_with(relu)
         gm.graph.erase_node(node)
     gm.recompile()
+
+
+def _broadcast(values: dict[fx.Node, Any], source: fx.Node, node: fx.Node) -> bool:
+    """Whether a zero of more dimensions or elements gives the result another shape."""
+    shapes = [getattr(values.get(n), "shape", None) for n in (source, node)]
+    return shapes[0] != shapes[1]
 
 
 def lambda_module(function: Callable[[Tensor], Tensor]) -> nn.Module:

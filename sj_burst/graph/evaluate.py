@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["depends_on_input", "evaluate_node", "has_tensor", "record"]
+__all__ = ["depends_on_input", "evaluate_node", "follows_values", "has_tensor", "record"]
 
 
 def evaluate_node(
@@ -59,3 +59,37 @@ def has_tensor(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(has_tensor, value))
     return isinstance(value, Tensor)
+
+
+# Of tensors, these make numbers of their values; all others make numbers of sizes and types.
+_READERS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_FILLED = {"zeros_like", "ones_like", "new_zeros", "new_ones"}
+
+
+def follows_values(node: fx.Node, values: dict[fx.Node, Any], found: set[fx.Node]) -> bool:
+    """Whether a node follows the values of the input, not its sizes alone.
+
+    Args:
+        node: of a graph.
+        values: of this node and those before it for an example.
+        found: of the nodes before it, those that follow the values.
+
+    Example:
+        >>> from sj_burst.graph.composites import lambda_module
+        >>> gm = fx.symbolic_trace(lambda_module(lambda x: x.sum().item() + x.size(0)))
+        >>> values, found = record(gm, torch.ones(2)), set()
+        >>> for node in gm.graph.nodes:
+        ...     if follows_values(node, values, found):
+        ...         found.add(node)
+        >>> [node.name for node in gm.graph.nodes if node not in found]
+        ['size']
+    """
+    if node.op == "placeholder":
+        return True
+    before = found.intersection(node.all_input_nodes)
+    if not before:
+        return False
+    name = getattr(node.target, "__name__", node.target)
+    if has_tensor(values[node]):
+        return name not in _FILLED
+    return name in _READERS or not all(has_tensor(values[n]) for n in before)

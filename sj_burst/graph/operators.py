@@ -134,6 +134,7 @@ AFFINE_METHODS = {
     *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
     *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
     *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
+    "new_ones",
 }
 # Linear in one operand when the others do not depend on the input.
 PRODUCTS = {

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..utils.inference import evaluate
+from ..utils.outputs import tensors_of
 from . import composites
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
 from .constants import fold_constants
-from .evaluate import evaluate_node, record
+from .evaluate import evaluate_node, follows_values, record
 from .operators import OUT_OF_PLACE, same_size
 from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
 
@@ -73,8 +74,10 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     model = unwrapped(model)
     gm, decided = trace(model, x)
     fold_constants(gm)
-    if decided and not follows_size(gm, model, x):
-        guard_input(gm, x)
+    if decided:
+        check_batch_sizes(gm, model, x)
+        if not follows_size(gm, model, x):
+            guard_input(gm, x)
     values = record(gm, x)
     find_relus(gm, values)
     find_maxima(gm, values)
@@ -93,6 +96,28 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
 
 
 @torch.no_grad()
+def check_batch_sizes(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+    """Raise unless a graph, in whose tracing sizes decided something, is right for few and many samples.
+
+    Raises:
+        ValueError: if the network does with some numbers of samples what it does not do with others.
+    """
+    for samples in (x[:1], x.repeat(16, *[1] * (x.dim() - 1))):
+        try:
+            expected = evaluate(model, samples)
+        except Exception:  # another check says so, if the graph does not run either
+            continue
+        if all(tensor.isfinite().all() for tensor in tensors_of(expected).values()):
+            try:
+                check_same(fx.Interpreter(gm).run(samples.clone()), expected)
+            except Exception as error:
+                raise ValueError(
+                    f"the network does something else for {len(samples)} sample(s) than for {len(x)}; "
+                    "time steps are folded into the batch, so its size must decide nothing"
+                ) from error
+
+
+@torch.no_grad()
 def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
     """Whether a graph, in whose tracing sizes decided something, is right at other sizes too.
 
@@ -108,7 +133,7 @@ def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
         except Exception:  # the network is of some sizes only
             continue
         try:
-            check_same(gm(other.clone()), expected)
+            check_same(fx.Interpreter(gm).run(other.clone()), expected)
         except Exception:
             return False
         tried += 1
@@ -137,15 +162,31 @@ def guard_input(gm: fx.GraphModule, x: Tensor) -> None:
 def calls_to_modules(gm: fx.GraphModule, values: Values) -> dict[fx.Node, str]:
     """A module for every call in the tables of :mod:`.builders`; returns what is wrong with others."""
     problems: dict[fx.Node, str] = {}
+    following: set[fx.Node] = set()  # the values of the input, not its sizes alone
+    for node in gm.graph.nodes:
+        if follows_values(node, values, following):
+            following.add(node)
     for node in list(gm.graph.nodes):
         try:
             replacement = _replacement(gm, node, values)
+            if replacement is not None and following.intersection(_arguments(node)):
+                raise Unsupported("an argument follows the values of the input; use plain numbers")
         except Unsupported as error:
             problems[node] = problem_text(gm, node, str(error))
             continue
         if replacement is not None:
-            _replace(gm, node, replacement, values)
+            following.add(_replace(gm, node, replacement, values))
     return problems
+
+
+def _source(node: fx.Node) -> Any:
+    """What a call acts on."""
+    return node.args[0] if node.args else node.kwargs["input"]
+
+
+def _arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes that a call reads beside what it acts on."""
+    return [n for n in node.all_input_nodes if n is not _source(node)]
 
 
 def _replacement(gm: fx.GraphModule, node: fx.Node, values: Values) -> nn.Module | None:
@@ -165,12 +206,12 @@ def _replacement(gm: fx.GraphModule, node: fx.Node, values: Values) -> nn.Module
         raise Unsupported(f"called with unexpected arguments ({error})") from error
 
 
-def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Values) -> None:
-    source = node.args[0] if node.args else node.kwargs["input"]
+def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Values) -> fx.Node:
+    source = _source(node)
     assert isinstance(source, fx.Node)
     overwrites = _is_in_place(gm, node)
     x = source
-    others = [n for n in node.all_input_nodes if n is not source and n.op != "get_attr"]
+    others = [n for n in _arguments(node) if n.op != "get_attr"]
     if node.op != "call_module" and others:  # computed from a size
         adaptive = over_whole_map(module, values[source])
         module = module if adaptive is None else adaptive
@@ -184,6 +225,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Value
     gm.graph.erase_node(node)
     if overwrites:
         _read_instead(gm, source, new)
+    return new
 
 
 def _inline(gm: fx.GraphModule, node: fx.Node, name: str, x: fx.Node) -> fx.Node:
@@ -235,12 +277,12 @@ def write_as_methods(gm: fx.GraphModule, values: Values) -> None:
         sized = any(not isinstance(values[n], Tensor) for n in node.all_input_nodes)
         if node.op != "call_function" or name not in TAKE_SIZES or not sized:
             continue
-        if name == "zeros":
+        if name in ("zeros", "ones"):
             x = next(n for n in gm.graph.nodes if n.op == "placeholder")
             size, dtype = node.args or (node.kwargs["size"],), node.kwargs.get("dtype")
             if not isinstance(dtype, fx.Node) and values[node].dtype != values[x].dtype:
                 dtype = values[node].dtype
-            node.args, node.kwargs, name = (x, *size), {"dtype": dtype}, "new_zeros"
+            node.args, node.kwargs, name = (x, *size), {"dtype": dtype}, f"new_{name}"
         elif not node.args:  # called as reshape(input=x, ...)
             kwargs = dict(node.kwargs)
             node.args, node.kwargs = (kwargs.pop("input"),), kwargs

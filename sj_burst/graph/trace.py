@@ -35,6 +35,8 @@ __all__ = [
 def copy_with_plain_weights(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
 
+    Modules inside ``DataParallel`` and the like stand in their place.
+
     Raises:
         ValueError: if the network cannot be copied, or computes weights in hooks; names all layers.
     """
@@ -48,7 +50,9 @@ def copy_with_plain_weights(model: nn.Module) -> nn.Module:
         model = copy.deepcopy(model).eval()
     except Exception as error:
         raise ValueError(f"{type(model).__name__} cannot be copied ({error}); {remedy}") from error
-    for module in model.modules():
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = child and unwrapped(child)
         if parametrize.is_parametrized(module):
             _drop_parametrizations(module)
     return model
@@ -124,6 +128,11 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
             f"{name} cannot be traced ({error}{', ' + line if line else ''}); its forward must not "
             "branch on tensor values: move such code out of forward, or convert the part after it"
         ) from error
+    if written := [key for key, value in tracer.root.named_buffers() if isinstance(value, fx.Proxy)]:
+        raise ValueError(
+            f"{name} writes what it computes into {', '.join(written)}; a converted network keeps "
+            "nothing from call to call: leave that out of forward"
+        )
     for module in tracer.root.modules():
         for kind in _HOOKS:
             getattr(module, kind).clear()
@@ -163,10 +172,10 @@ def _is_foreign(file: str) -> bool:
 
 
 # Built-in functions that refuse a traced number where they want an int, as in avg_pool2d(x, x.size(3)):
-# `zeros` in any version of torch, the others in its older ones.
+# `zeros` and `ones` in any version of torch, the others in its older ones.
 TAKE_SIZES = {
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "reshape", "chunk", "narrow"),
-    *("roll", "mean", "sum", "select", "tile", "zeros"),
+    *("roll", "mean", "sum", "select", "tile", "zeros", "ones"),
 }
 
 
@@ -174,6 +183,7 @@ TAKE_SIZES = {
 def _sizes_as_arguments() -> Iterator[None]:
     """Record calls of such functions, like any other, while a network is traced."""
     found = [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
+    found.append((F, "interpolate"))  # of a parameter to the size of the input
     originals = [getattr(module, name) for module, name in found]
     try:
         for (module, name), function in zip(found, originals, strict=True):

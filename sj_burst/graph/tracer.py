@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..modules.bounded import BoundedActivation
+from .evaluate import follows_values
 
 __all__ = ["DoesNotRun", "ExampleTracer", "isinstance_by_example"]
 
@@ -52,6 +53,7 @@ class ExampleTracer(fx.Tracer):
         self.example = x.detach().clone()  # the forward may write into its input
         self.values: dict[fx.Node, Any] = {}
         self.decided = False
+        self._following: set[fx.Node] = set()  # the values of the input, not its sizes alone
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -77,12 +79,18 @@ class ExampleTracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
     ) -> Any:
-        """Record a call, and compute it for the example."""
+        """Record a call, and compute it for the example; a call that fails leaves no trace."""
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if kind == "placeholder":
             self.values[proxy.node] = self.example if not self.values else (args or (None,))[0]
         elif kind not in ("output", "get_attr"):
-            self.values[proxy.node] = self._value(proxy.node)
+            try:
+                self.values[proxy.node] = self._value(proxy.node)
+            except DoesNotRun:
+                self.graph.erase_node(proxy.node)
+                raise
+        if proxy.node in self.values and follows_values(proxy.node, self.values, self._following):
+            self._following.add(proxy.node)
         return proxy
 
     def _value(self, node: fx.Node) -> Any:
@@ -102,17 +110,21 @@ class ExampleTracer(fx.Tracer):
 
     def value_of(self, node: fx.Node) -> Any:
         """The value of a node for the example."""
-        if node.op == "get_attr":
+        if node.op != "get_attr":
+            return self.values[node]
+        before, self._evaluating = self._evaluating, True  # else a parameter is recorded anew
+        try:
             value: Any = self.root
             for name in str(node.target).split("."):
                 value = getattr(value, name)
             return value
-        return self.values[node]
+        finally:
+            self._evaluating = before
 
     def number(self, proxy: fx.Proxy) -> Any:
         """What a proxy stands for, which Python wants to know, if sizes alone decide it."""
         value = self.value_of(proxy.node)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) or proxy.node in self._following:
             raise fx.proxy.TraceError("the value of a tensor decides what is done")
         self.decided = True
         return value

@@ -215,7 +215,7 @@ def test_presets_differ_from_the_defaults_and_run(convert, name):
     with torch.no_grad():
         out, wanted = snn.run(IMAGES[0], 256), ann(IMAGES[0])
     few, many = ((out[:steps].mean(0) - wanted).norm() / wanted.norm() for steps in (2, 256))
-    assert many < few and many < (0.5 if name == "diehl2015" else 0.1)  # max-pooling of spikes
+    assert many < few and many < (0.5 if name == "diehl2015" else 0.2)  # max-pooling of spikes
 
 
 def bounded_vgg():

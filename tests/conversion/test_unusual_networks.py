@@ -344,3 +344,17 @@ def test_slices_may_be_assigned(convert):
 
     net, x = Assigned(), torch.rand(8, 3, 6, 6)
     assert_converges(convert(net, [x], **EXACT), net, x)
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_what_rests_in_two_samples_is_seen(convert, low):
+    """An operation on a view, which changes nothing in the samples that the loader yields first."""
+
+    class Views(nn.Module):
+        def forward(self, x):
+            view = x[:, :2]
+            view.clamp_(0.0, None) if low else view.clamp_(None, 2.0)
+            return F.relu(x + 1)
+
+    with pytest.raises(ValueError, match="differs from the network"):
+        convert(Views(), [0.5 + torch.rand(8, 3)])

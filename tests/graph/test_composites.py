@@ -65,6 +65,29 @@ def test_other_masks_are_no_relus(convert, name):
         convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), Around(words[name])), [torch.randn(8, 3)])
 
 
+@torch.no_grad()
+def test_a_zero_that_changes_the_shape_is_left_alone(convert):
+    widened = Around(lambda x: torch.maximum(x[:, :1], torch.zeros(16)))
+    net, x = nn.Sequential(widened, nn.ReLU()), torch.randn(8, 3)
+    snn = convert(net, [x], calibration="none", threshold="max", max_spikes=16)
+    assert torch.allclose(snn.run(x, 512).mean(0), net(x), atol=0.02)
+    with pytest.raises(ValueError, match=r"maximum \(maximum, test_composites"):
+        convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), widened), [x])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.clamp(max=x.max() * 0.5),
+        lambda x: x.clamp(min=0, max=x[0, 0] + 9),
+        lambda x: F.hardtanh(x, 0.0, x[0].abs().max().item()),
+    ],
+)
+def test_bounds_that_follow_the_input_are_refused(convert, operation):
+    with pytest.raises(ValueError, match="an argument follows the values of the input"):
+        convert(Around(operation), [torch.randn(8, 3)])
+
+
 @pytest.mark.parametrize("name", SUMS)
 @torch.no_grad()
 def test_sums_of_relus_converge(convert, name):

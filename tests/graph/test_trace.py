@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
-from sj_burst import standardize
+from sj_burst import load, save, standardize
 from sj_burst.graph.fuse import fuse
+from sj_burst.graph.trace import trace
 from tests.networks import randomize_batch_norm
 
 
@@ -57,6 +58,106 @@ def test_wrappers_come_off(convert):
     expected = convert(net, [x], calibration="none").run(x, 3)
     for wrapped in (nn.DataParallel(net), torch.compile(net), nn.DataParallel(torch.compile(net))):
         assert torch.equal(convert(wrapped, [x], calibration="none").run(x, 3), expected)
+
+
+def test_wrappers_of_parts_come_off(convert, tmp_path):
+    part, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.rand(8, 3)
+    expected = convert(nn.Sequential(part, nn.Identity()), [x], calibration="none").run(x, 3)
+    for wrapped in (nn.DataParallel(part), torch.compile(part, backend="eager")):
+        net = nn.Sequential(wrapped, nn.Identity())
+        snn = convert(net, [x], calibration="none")
+        save(snn, tmp_path / "snn.pt")
+        assert torch.equal(snn.run(x, 3), expected)
+        assert torch.equal(load(tmp_path / "snn.pt", net).run(x, 3), expected)
+        assert net[0] is wrapped
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda x: x.abs().max().item() > 100,
+        lambda x: max(x[0].tolist()) > 100,
+        lambda x: torch.equal(x, x.abs()),
+        lambda x: torch.allclose(x, x + 100),
+    ],
+)
+def test_numbers_made_of_values_decide_nothing(question):
+    class Asks(nn.Module):
+        def forward(self, x):
+            return 2 * F.relu(x) if question(x) else F.relu(x)
+
+    with pytest.raises(ValueError, match="the value of a tensor decides"):
+        standardize(Asks(), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("few", [1, 2, 5])
+def test_the_number_of_samples_decides_nothing(convert, few):
+    class Counts(nn.Module):
+        def forward(self, x):
+            return F.relu(x) * (1.0 if x.shape[0] <= few else 2.0)
+
+    with pytest.raises(ValueError, match=r"something else for \d+ sample\(s\) than for 2"):
+        convert(Counts(), [torch.rand(8, 3)])
+
+
+def test_a_call_that_fails_is_not_recorded(convert):
+    class Tries(nn.Module):
+        def forward(self, x):
+            try:
+                return F.relu(x).view(-1, 7)
+            except Exception:
+                return F.relu(x)
+
+    x = torch.rand(8, 3)
+    snn = convert(Tries(), [x], threshold="max", calibration="none")
+    assert torch.allclose(snn.run(x, 64).mean(0), x, atol=0.02)
+
+
+def test_positions_are_resized_to_the_input(convert, capfd):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.positions = nn.Conv2d(3, 4, 1), nn.Parameter(torch.rand(1, 4, 4, 4))
+
+        def forward(self, x):
+            x = self.conv(x) + F.interpolate(self.positions, size=x.shape[2:], mode="bilinear")
+            if x.shape[2] > 100:
+                return x
+            return F.relu(x + torch.ones(x.shape[2], x.shape[3])).mean((2, 3))
+
+    net = Positions()
+    snn = convert(net, [torch.rand(8, 3, 8, 8)], calibration="none", max_spikes=16, threshold="max")
+    x = 0.9 * torch.rand(3, 3, 12, 10)
+    assert (snn.run(x, 64).mean(0) - net(x)).abs().max() < 0.02
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_parameter_is_recorded_once():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 3))
+
+        def forward(self, x):
+            weight = self.weight * 2
+            return F.relu(x @ weight.t()) if weight.shape[1] == 3 else x
+
+    graph, _ = trace(Weighted(), torch.rand(2, 3))
+    assert [n.op for n in graph.graph.nodes].count("get_attr") == 1
+
+
+def test_a_buffer_that_keeps_what_was_computed_is_named():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", torch.zeros(()))
+
+        def forward(self, x):
+            self.last = self.last + x.mean()
+            return F.relu(x)
+
+    with pytest.raises(ValueError, match="writes what it computes into last"):
+        standardize(Keeps(), torch.rand(4, 3))
 
 
 class Shapes(nn.Module):
