@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +12,7 @@ from ..graph.check import (
     check_equal,
     check_equal_elsewhere,
     check_supported,
+    doubled,
     in_double,
 )
 from ..graph.fuse import fuse
@@ -19,6 +21,7 @@ from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
+from ..utils.inference import evaluate
 
 __all__ = ["prepare"]
 
@@ -47,12 +50,17 @@ def prepare(
         raise TypeError("the network is converted already; pass the one it was converted from")
     gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
     check_supported(gm, x, problems, direct)
-    ann = copy.deepcopy(ann).to(x.device) if compare else ann  # with its hooks
+    dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
+    gm, precise = in_double(gm, x)  # once for all checks, and for folding
     if compare:
-        check_batch_independent(gm, x)
+        ann = _in_double(copy.deepcopy(ann).to(x.device), x)  # with its hooks
+        check_batch_independent(gm, precise)
         check_equal(gm, ann, torch.cat([x, x[:1]]))  # at another batch size than that of the tracing
         check_equal_elsewhere(gm, ann, x)
-    gm = _fused(gm, ann, x, compare)
+    fuse(gm, precise)
+    if compare:
+        check_equal(gm, ann, x)
+    _round(gm, dtypes, x.dtype)
     if not activation_names(gm):
         raise ValueError(
             "the network has no ReLU, LeakyReLU, Hardtanh, clamp, RateNorm or QCFS to convert"
@@ -61,18 +69,22 @@ def prepare(
     return fx.GraphModule(gm, gm.graph).eval(), replaced  # with its modules in the order of execution
 
 
-def _fused(gm: fx.GraphModule, ann: nn.Module, x: Tensor, compare: bool) -> fx.GraphModule:
-    """The graph with BatchNorm folded, in double precision where it runs in that, and then rounded."""
-    dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
-    dtype = next((d for d in dtypes.values() if d.is_floating_point), x.dtype)
-    wide, precise = in_double(gm, x)
-    fuse(wide, precise)
-    if compare:
-        check_equal(wide, ann, x)
-    for name, tensor in (*wide.named_parameters(), *wide.named_buffers()):
+def _in_double(ann: nn.Module, x: Tensor) -> nn.Module:
+    """The network in double precision, if it runs in it."""
+    try:
+        wide = doubled(ann)
+        evaluate(wide, x.double() if x.is_floating_point() else x)
+    except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
+        return ann
+    return wide
+
+
+def _round(gm: fx.GraphModule, dtypes: Mapping[str, torch.dtype], default: torch.dtype) -> None:
+    """Give parameters and buffers back their precision."""
+    dtype = next((d for d in dtypes.values() if d.is_floating_point), default)
+    for name, tensor in (*gm.named_parameters(), *gm.named_buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtypes.get(name, dtype))  # a bias may be new
-    return wide
 
 
 def clip_bounded(gm: fx.GraphModule) -> dict[str, nn.Module]:

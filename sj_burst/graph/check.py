@@ -1,7 +1,7 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..modules.pooling import MAX_POOLS
 from ..utils.inference import evaluate
 from ..utils.outputs import tensors_of
-from .evaluate import depends_on_input, has_tensor, record
+from .evaluate import depends_on_input, has_tensor, record, run_with_types
 from .operators import (
     ACTIVATIONS,
     AFFINE_FUNCTIONS,
@@ -202,23 +202,19 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
     gm, x = in_double(gm, x)
     others = x.flip(0).roll(1, -1)  # other samples, even if those of the batch are alike
     others = others / 2 if x.is_floating_point() else others
-    first, second = record(gm, x), record(gm, others)
+    places = [n for n in gm.graph.nodes if n.op == "output" or is_module(gm, n, FIRING)]
+    wanted = {n for place in places for n in (place, *place.all_input_nodes)}
+    first, second = record(gm, x, wanted), record(gm, others, wanted)
     try:
-        both = record(gm, torch.cat([x, others]))
+        both = record(gm, torch.cat([x, others]), wanted)
     except RuntimeError as error:
         raise ValueError(
             "the network runs only at the batch size of its loader, but time steps are folded into "
             f"the batch; replace fixed batch sizes, as in view({len(x)}, -1), by x.size(0): {error}"
         ) from error
-    rounding = _rounding(first)
-
-    def mixes(node: fx.Node) -> bool:
-        return not _are_rows(both[node], first[node], second[node], rounding)
-
-    for node in gm.graph.nodes:
-        fires = is_module(gm, node, FIRING)
-        if not (fires or node.op == "output"):
-            continue
+    rounding = _rounding(run_with_types(gm, x)[1])
+    for node in places:
+        fires = node.op != "output"
         shapes = [list(t.shape) for t in tensors_of(first[node]).values()]
         wrong = next((shape for shape in shapes if shape[:1] != [len(x)]), None)
         if wrong is not None:
@@ -228,13 +224,24 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
                 "folded into the batch, so activations, max-pooling and the output need one row a "
                 "sample; pass crops or frames as samples of their own, and combine the answers"
             )
-        if any(mixes(n) for n in (*node.all_input_nodes, node) if isinstance(first[n], Tensor)):
-            culprit = next(n for n in gm.graph.nodes if isinstance(first[n], Tensor) and mixes(n))
+        rows = [n for n in (*node.all_input_nodes, node) if isinstance(first[n], Tensor)]
+        if not all(_are_rows(both[n], first[n], second[n], rounding) for n in rows):
+            culprit = _first_mixing(gm, x, others, rounding)
             problem = (
                 "mixes the samples of a batch, which a folded time axis does not allow; make each "
                 "sample's result depend on that sample alone"
             )
             raise ValueError(f"{place_of(gm, culprit)} {problem}")
+
+
+def _first_mixing(gm: fx.GraphModule, x: Tensor, others: Tensor, rounding: float) -> fx.Node:
+    """The first node whose value for two batches in one is not that of the batches."""
+    first, second, both = (record(gm, batch) for batch in (x, others, torch.cat([x, others])))
+    return next(
+        n
+        for n, value in first.items()
+        if isinstance(value, Tensor) and not _are_rows(both[n], value, second[n], rounding)
+    )
 
 
 def _are_rows(both: Tensor, first: Tensor, second: Tensor, rounding: float) -> bool:
@@ -268,12 +275,9 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
         >>> check_equal(standardize(model, torch.rand(2, 3)), model, torch.rand(2, 3))
     """
-    graph, precise = in_double(gm, x)
-    values = record(graph, precise)
-    got = values[next(iter(reversed(graph.graph.nodes)))]
+    got, types = run_with_types(*in_double(gm, x))
     expected, exact = _answer_in_double(model, x)
-    tolerance = max(tolerance, _rounding(values), 0.0 if exact else 1e-4)
-    check_same(got, expected, tolerance)
+    check_same(got, expected, max(tolerance, _rounding(types), 0.0 if exact else 1e-4))
 
 
 def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
@@ -283,24 +287,41 @@ def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> No
     """
     for other in (-x, 4 * x) if x.is_floating_point() else ():
         try:
-            expected = evaluate(model, other)
+            expected, exact = _answer_in_double(model, other)
         except Exception:  # it asserts that its input is an image, say
             continue
         if all(tensor.isfinite().all() for tensor in tensors_of(expected).values()):
-            check_equal(gm, model, other)
+            got, types = run_with_types(*in_double(gm, other))
+            check_same(got, expected, max(1e-6, _rounding(types), 0.0 if exact else 1e-4))
 
 
 def _answer_in_double(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
     """What a network answers in double precision, or else in its own; and whether it was in double."""
     precise = x.double() if x.is_floating_point() else x
     try:
-        return evaluate(copy.deepcopy(model).double(), precise), True
+        return evaluate(doubled(model), precise), True
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
         return evaluate(model, x), False
 
 
+def doubled(net: Any) -> Any:
+    """A copy of a network in double precision; the network itself if it is so already.
+
+    Example:
+        >>> doubled(nn.Linear(2, 1)).weight.dtype
+        torch.float64
+    """
+    tensors = (*net.parameters(), *net.buffers())
+    if all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
+        return net
+    return copy.deepcopy(net).double()
+
+
+@torch.no_grad()
 def in_double(gm: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, Tensor]:
     """A copy of a graph in double precision, and its input; both as they are if it does not run so.
+
+    A graph that is in double precision already is taken as it is.
 
     Example:
         >>> gm, x = in_double(fx.symbolic_trace(nn.Sequential(nn.Linear(2, 1))), torch.zeros(1, 2))
@@ -309,17 +330,17 @@ def in_double(gm: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, Tensor]:
     """
     precise = x.double() if x.is_floating_point() else x
     try:
-        wide = copy.deepcopy(gm).double()
-        record(wide, precise)
+        wide = doubled(gm)
+        if wide is not gm:
+            wide(precise.clone())
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
         return gm, x
     return wide, precise
 
 
-def _rounding(values: dict[fx.Node, Any]) -> float:
-    """Relative difference that rounding may cause in the least precise of these values."""
-    types = {v.dtype for v in values.values() if isinstance(v, Tensor) and v.is_floating_point()}
-    eps = max((torch.finfo(dtype).eps for dtype in types), default=0.0)
+def _rounding(types: Iterable[torch.dtype]) -> float:
+    """Relative difference that rounding may cause in the least precise of these types."""
+    eps = max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
     return 1e-9 if eps < 1e-12 else max(1e-4, 16 * eps)
 
 

@@ -1,12 +1,19 @@
 """Evaluate a traced graph node by node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["depends_on_input", "evaluate_node", "follows_values", "has_tensor", "record"]
+__all__ = [
+    "depends_on_input",
+    "evaluate_node",
+    "follows_values",
+    "has_tensor",
+    "record",
+    "run_with_types",
+]
 
 
 def evaluate_node(
@@ -28,16 +35,44 @@ def evaluate_node(
 
 
 @torch.no_grad()
-def record(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
-    """Value of every node for the input ``x``."""
+def record(
+    gm: fx.GraphModule, x: Tensor, wanted: Container[fx.Node] | None = None
+) -> dict[fx.Node, Any]:
+    """Value of every node for the input ``x``, or of those wanted; others go after their last use."""
     values: dict[fx.Node, Any] = {}
     kept: dict[fx.Node, Any] = {}
+    last = {source: node for node in gm.graph.nodes for source in node.all_input_nodes}
     x = x.clone()  # the forward may write into its input
     for node in gm.graph.nodes:
-        values[node] = evaluate_node(gm, node, values.__getitem__, x)
-        # In-place operators may overwrite what an earlier node returned.
-        kept[node] = values[node].clone() if isinstance(values[node], Tensor) else values[node]
+        value = values[node] = evaluate_node(gm, node, values.__getitem__, x)
+        if wanted is None or node in wanted:
+            # In-place operators may overwrite what an earlier node returned.
+            kept[node] = value.clone() if isinstance(value, Tensor) else value
+        for source in node.all_input_nodes:
+            if last[source] is node:
+                del values[source]
     return kept
+
+
+class _TypeReader(fx.Interpreter):
+    """Runs a graph, and notes the types of its values."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.types: set[torch.dtype] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.types.add(value.dtype)
+        return value
+
+
+@torch.no_grad()
+def run_with_types(gm: fx.GraphModule, x: Tensor) -> tuple[Any, set[torch.dtype]]:
+    """Output of a graph, and the types of all values on the way."""
+    reader = _TypeReader(gm)
+    return reader.run(x.clone()), reader.types
 
 
 def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:
