@@ -5,6 +5,7 @@ threshold θ, most spikes per step Γ, spike count n, weighted output y = θ·n.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +47,11 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _count(level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Surrogate | None) -> Tensor:
-    """Spike count for ``level`` = v/θ; differentiable when a surrogate is given."""
-    lowest = 0.0 if sent is None else -max_spikes
+def _count(
+    level: Tensor, max_spikes: float, signed: bool, sent: Tensor | None, surrogate: Surrogate | None
+) -> Tensor:
+    """Spike count for ``level`` = v/θ, of ``sent`` at most; differentiable when a surrogate is given."""
+    lowest = -max_spikes if signed else 0.0
     if surrogate is None:
         count = level.floor().clamp(lowest, max_spikes)
     else:
@@ -60,6 +63,17 @@ def _count(level: Tensor, max_spikes: float, sent: Tensor | None, surrogate: Sur
     return count if sent is None else torch.where(count < -sent, -sent, count)
 
 
+def _leaky_output(
+    count: Tensor, before: Tensor, after: Tensor, threshold: Tensor, below: Tensor
+) -> Tensor:
+    """f(after) − f(before), of which ``count`` is the difference; a unit below zero weighs ``below``.
+
+    Whole spikes are split before they are weighed: differences of large totals would round.
+    """
+    above = after.clamp_min(0) - before.clamp_min(0)
+    return threshold * above + below * (count - above)
+
+
 def burst_step(
     z: Tensor,
     v: Tensor,
@@ -68,6 +82,7 @@ def burst_step(
     *,
     shift: Tensor | None = None,
     sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
     surrogate: Surrogate | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     r"""One time step of the burst neuron.
@@ -80,6 +95,17 @@ def burst_step(
     With ``sent`` (the count emitted so far, S) spikes may be negative, but never take back more than
     was sent: n = max(clip(⌊m/θ⌋, −Γ, Γ), −S), S ← S + n.
 
+    With ``negative_slope`` a the total S may fall below zero, and is weighed by the slope there:
+
+    .. math::
+        n = \mathrm{clip}(\lfloor m / \theta \rfloor, -\Gamma, \Gamma), \quad
+        S \leftarrow S + n, \quad v \leftarrow m - \theta n, \quad y = f(S) - f(S - n), \qquad
+        f(S) = \begin{cases} \theta S & S \ge 0 \\ a \theta S & S < 0 \end{cases}
+
+    so that a constant current z gives Σ y = f(clip(⌊(zT + v(0))/θ⌋, −ΓT, ΓT)) after T steps, for
+    0 ≤ v(0) < θ and either sign of z. With v(0) = θ/2 that rounds to the nearest count on both sides:
+    LeakyReLU, as relu(x) − a·relu(−x) of two neurons would give it, in one.
+
     Args:
         z: input current ``[N, ...]``.
         v: membrane potential, shape of ``z``.
@@ -87,6 +113,7 @@ def burst_step(
         max_spikes: Γ ≥ 1, ``math.inf`` allowed unless ``surrogate`` is given.
         shift: constant input current added at every step; broadcasts to ``z``.
         sent: spike count so far, shape of ``z``; ``None`` for unsigned spikes.
+        negative_slope: a, any finite number; broadcasts to ``z``; wants ``sent``, which may be negative.
         surrogate: a SpikingJelly surrogate function (applied to m/θ − k for every level k), or
             ``None`` for the plain staircase.
 
@@ -95,19 +122,36 @@ def burst_step(
 
     Source: Li & Zeng, "Efficient and accurate conversion of spiking neural network with burst
     spikes", IJCAI 2022. Signed spikes: Wang et al., "Signed neuron with memory", IJCAI 2022; Hu et
-    al., "Fast-SNN", TPAMI 2023.
+    al., "Fast-SNN", TPAMI 2023. The slope is derived here.
 
     Example:
         >>> y, v, _ = burst_step(torch.tensor([2.5]), torch.zeros(1), torch.tensor(1.0), 4)
         >>> y.item(), v.item()
         (2.0, 0.5)
+        >>> y, v, sent = burst_step(torch.tensor([-2.5]), torch.zeros(1), torch.tensor(1.0), 4,
+        ...                         sent=torch.zeros(1), negative_slope=torch.tensor(0.5))
+        >>> y.item(), v.item(), sent.item()
+        (-1.5, 0.5, -3.0)
     """
     m = v + z
     if shift is not None:
         m = m + shift
-    count = _count(m / threshold, max_spikes, sent, surrogate)
-    y = threshold * count
-    return y, m - y, None if sent is None else sent + count
+    level = m / threshold
+    if negative_slope is None:
+        count = _count(level, max_spikes, sent is not None, sent, surrogate)
+        y = threshold * count
+        return y, m - y, None if sent is None else sent + count
+    before = _total(sent)
+    count = _count(level, max_spikes, True, None, surrogate)
+    after = before + count
+    y = _leaky_output(count, before, after, threshold, negative_slope * threshold)
+    return y, m - threshold * count, after
+
+
+def _total(sent: Tensor | None) -> Tensor:
+    if sent is None:
+        raise ValueError("negative_slope needs the spike count so far; give sent, zeros at the start")
+    return sent
 
 
 def _room_like(x_seq: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,6 +171,7 @@ def burst_multi_step(
     *,
     shift: Tensor | None = None,
     sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
     surrogate: Surrogate | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """T time steps of the burst neuron; equal to T calls of :func:`burst_step`, bit for bit.
@@ -138,6 +183,7 @@ def burst_multi_step(
         max_spikes: as in :func:`burst_step`.
         shift: as in :func:`burst_step`.
         sent: as in :func:`burst_step`.
+        negative_slope: as in :func:`burst_step`.
         surrogate: as in :func:`burst_step`.
 
     Returns:
@@ -152,17 +198,24 @@ def burst_multi_step(
         [0.0, 1.0, 0.0, 1.0]
     """
     # A compiler fuses the single steps itself.
-    if needs_grad(z_seq, v, threshold, shift) or torch.compiler.is_compiling():
+    if needs_grad(z_seq, v, threshold, shift, negative_slope) or torch.compiler.is_compiling():
+        options: Any = {"shift": shift, "negative_slope": negative_slope, "surrogate": surrogate}
         outputs = []
         for z in z_seq:
-            y, v, sent = burst_step(
-                z, v, threshold, max_spikes, shift=shift, sent=sent, surrogate=surrogate
-            )
+            y, v, sent = burst_step(z, v, threshold, max_spikes, sent=sent, **options)
             outputs.append(y)
         return torch.stack(outputs), v, sent
 
-    # The same operations in the same order, on buffers that are allocated once.
     y_seq = _room_like(z_seq, torch.promote_types(torch.result_type(z_seq, threshold), v.dtype))
+    if negative_slope is not None:
+        for z, y in zip(z_seq, y_seq, strict=True):
+            step, v, sent = burst_step(
+                z, v, threshold, max_spikes, shift=shift, sent=sent, negative_slope=negative_slope
+            )
+            y.copy_(step)
+        return y_seq, v, sent
+
+    # The same operations in the same order, on buffers that are allocated once.
     v = torch.empty_like(z_seq[0], dtype=v.dtype).copy_(v)
     count = torch.empty_like(v)
     negated = None if sent is None else torch.neg(sent, out=torch.empty_like(v, dtype=sent.dtype))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..functional import per_channel
-from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from .inactivated import fires_inactivated
 from .layers import LayerMeans
@@ -66,11 +65,10 @@ def split_error(means: LayerMeans, node: BurstIFNode | None, time_steps: int) ->
         current = current + per_channel(node.shift, dim)
         arriving = means.module(current)
     within = arriving.clamp(max=theta * node.max_spikes)
-    if isinstance(node, LeakyBurstIFNode):
-        lowest = per_channel(node.negative_slope, dim) * theta * -node.max_spikes
-        within = torch.maximum(within, torch.where(arriving < 0, lowest, -torch.inf))
+    if node.negative_slope is not None:
+        within = means.module(current.clamp(-theta * node.max_spikes, theta * node.max_spikes))
     quiet = (current <= 0) & (current * time_steps + v_init < theta)
-    quiet = quiet & (not isinstance(node, LeakyBurstIFNode))
+    quiet = quiet & (node.negative_slope is None)
     parts = {
         "propagated": arriving - means.activation,
         "clipping": within - arriving,

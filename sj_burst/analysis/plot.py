@@ -369,9 +369,13 @@ def membrane_trace(
 _CENTRED: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": "small"}
 
 
+_PER_CHANNEL = ("threshold", "v_init", "shift", "negative_slope")
+
+
 def _single_neuron(node: BurstIFNode, channel: int) -> BurstIFNode:
     """A copy of the node for one channel, fresh and on the CPU."""
-    sizes = {v.numel() for v in (node.threshold, node.v_init, node.shift) if v is not None} - {1}
+    values = [getattr(node, name) for name in _PER_CHANNEL]
+    sizes = {value.numel() for value in values if value is not None} - {1}
     if not 0 <= channel < min(sizes, default=1):
         raise ValueError(f"channel must be in 0 … {min(sizes, default=1) - 1}, got {channel}")
     fold, node.time_fold = node.time_fold, None
@@ -381,7 +385,7 @@ def _single_neuron(node: BurstIFNode, channel: int) -> BurstIFNode:
         single = copy.deepcopy(node)
     finally:
         node.time_fold, (node.v, node.sent) = fold, state
-    for name in ("threshold", "v_init", "shift"):
+    for name in _PER_CHANNEL:
         value = getattr(single, name)
         if value is not None:
             value = value.flatten()[channel] if value.numel() > 1 else value.reshape(())

@@ -12,6 +12,7 @@ torch backend takes over:
 
 - adaptive and three-dimensional pooling, gated pooling, single-step mode and ``store_v_seq``;
 - training through lateral-inhibition pooling, whose gradient is torch's own max-pooling's;
+- training of neurons with a negative slope (LeakyReLU);
 - CuPy: training with a surrogate other than SpikingJelly's ``Sigmoid`` and ``ATan``, as any other is a
   Python function, which a kernel cannot call;
 - numba: anything that needs a gradient, half precision, and under ``torch.compile``.

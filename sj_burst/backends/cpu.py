@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .layout import check_pool_input, flat_parameters, image_order, memory_order, pool_geometry, restore
 from .result import BurstResult, SpikeCounts
 
-__all__ = ["burst_multi_step", "li_pool_multi_step"]
+__all__ = ["burst_multi_step", "counts_spikes", "li_pool_multi_step"]
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
 GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
@@ -57,6 +57,7 @@ def _burst(  # type: ignore[no-untyped-def]
     sent_before,
     theta,
     shift,
+    slope,
     inner,
     bounds,
     y,
@@ -74,6 +75,7 @@ def _burst(  # type: ignore[no-untyped-def]
     flat_y = y.reshape(-1)
     least, most = bounds[0], bounds[1]
     theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
+    below_block, zero = np.empty(BLOCK, v.dtype), v.dtype.type(0)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
@@ -81,6 +83,11 @@ def _burst(  # type: ignore[no-untyped-def]
         _spread(thetas, theta, inner[2], first)
         if shift is not None:
             _spread(shifts, shift, inner[3], first)
+        if slope is not None:  # what a unit of the total weighs below zero
+            belows = below_block[:size]
+            _spread(belows, slope, inner[4], first)
+            for j in range(size):
+                belows[j] = belows[j] * thetas[j]
         if sent is not None:
             sents = sent[first : first + size]
             _spread(sents, sent_before, inner[1], first)
@@ -98,10 +105,17 @@ def _burst(  # type: ignore[no-untyped-def]
                 n = np.floor(m / thetas[j])
                 n = least if n < least else n
                 n = most if n > most else n
-                if sent is not None:
+                if slope is not None:
+                    before = max(sents[j], zero)
+                    sents[j] += n
+                    above = max(sents[j], zero) - before
+                    ys[j] = thetas[j] * above + belows[j] * (n - above)
+                elif sent is not None:
                     n = -sents[j] if n < -sents[j] else n
                     sents[j] += n
-                ys[j] = thetas[j] * n
+                    ys[j] = thetas[j] * n
+                else:
+                    ys[j] = thetas[j] * n
                 vs[j] = m - thetas[j] * n
                 if counts is not None:
                     spikes += np.int32(abs(n))  # type: ignore[assignment]
@@ -237,6 +251,11 @@ def _copy(value: Tensor, order: list[int]) -> np.ndarray:
     return copy.view(-1).numpy()
 
 
+def counts_spikes(max_spikes: float) -> bool:
+    """Whether the loop can count bursts of up to Γ spikes."""
+    return max_spikes <= MAX_COUNTED
+
+
 def burst_multi_step(
     z_seq: Tensor,
     v: Tensor,
@@ -245,6 +264,7 @@ def burst_multi_step(
     *,
     shift: Tensor | None = None,
     sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
     count: bool = False,
 ) -> BurstResult:
     """T steps of the burst neuron; see :func:`sj_burst.functional.burst_multi_step`.
@@ -256,6 +276,7 @@ def burst_multi_step(
         max_spikes: Γ.
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
+        negative_slope: weight of the total below zero; broadcasts to one step.
         count: whether to count spikes while they are emitted.
 
     Returns:
@@ -265,7 +286,7 @@ def burst_multi_step(
     """
     z_seq, order = memory_order(z_seq.detach())
     steps, neurons = len(z_seq), v.numel()
-    flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift)
+    flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift, negative_slope)
     given = [None if p is None else p.detach().numpy() for p in flat]
     z, stride = _steps(z_seq)
     y = np.empty((steps, neurons), z.dtype)
@@ -274,7 +295,7 @@ def burst_multi_step(
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
     parts, size = _parts(neurons, BLOCK, y.size)
     counts = totals = None
-    if count and max_spikes <= MAX_COUNTED:
+    if count and counts_spikes(max_spikes):
         counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
     arrays = (z, stride, *given, np.array(inner), bounds, y, v_out, sent_out)
     if parts == 1:

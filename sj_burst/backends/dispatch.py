@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.logger import logger
@@ -13,7 +14,7 @@ from .. import functional
 from ..utils.checks import check_network
 from .cuda import operators
 from .layout import pool_dim
-from .result import BurstResult
+from .result import BurstResult, SpikeCounts
 
 __all__ = [
     "BACKENDS",
@@ -175,6 +176,7 @@ def burst_multi_step(
     *,
     shift: Tensor | None = None,
     sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
     surrogate: Callable[[Tensor], Tensor] | None = None,
     count: bool = False,
 ) -> BurstResult:
@@ -188,9 +190,12 @@ def burst_multi_step(
         max_spikes: Γ.
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
+        negative_slope: weight of the total of spikes below zero; broadcasts to one step. Such neurons
+            train on the torch backend.
         surrogate: surrogate function, where a gradient is needed.
         count: ask for the number of spikes; the torch backend does not count, nor do the others at
-            a very large Γ.
+            a very large Γ. With a ``negative_slope``, which outputs do not tell it by, it is always
+            counted, by step and by neuron.
 
     Returns:
         Outputs, state after the last step, and the spikes if they were counted.
@@ -204,20 +209,41 @@ def burst_multi_step(
         [1.0, 1.0]
     """
     chosen = backend_for(backend, z_seq)
-    options = {"shift": shift, "sent": sent}
+    options: dict[str, Any] = {"shift": shift, "sent": sent, "negative_slope": negative_slope}
+    leaky = negative_slope is not None
+    counted = count and leaky  # whatever it costs
     if chosen == "cupy" and _cupy_takes(z_seq.dtype, threshold.dtype):
-        if surrogate is None or operators.surrogate_code(surrogate) is not None:
+        has_gradient = not leaky and operators.surrogate_code(surrogate) is not None
+        lacks_count = counted and not operators.counts_spikes(len(z_seq), max_spikes)
+        if (surrogate is None or has_gradient) and not lacks_count:
             return operators.burst_multi_step(
                 z_seq, v, threshold, max_spikes, **options, surrogate=surrogate, count=count
             )
-    elif chosen == "numba" and _numba_takes(z_seq, v, threshold, shift, sent):
+    elif chosen == "numba" and _numba_takes(z_seq, v, threshold, shift, sent, negative_slope):
         from . import cpu
 
-        return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, count=count)
+        if not counted or cpu.counts_spikes(max_spikes):
+            return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, count=count)
+    if counted:
+        return _counting_steps(z_seq, v, threshold, max_spikes, **options, surrogate=surrogate)
     y_seq, v, sent = functional.burst_multi_step(
         z_seq, v, threshold, max_spikes, **options, surrogate=surrogate
     )
     return BurstResult(y_seq.to(z_seq.dtype), v, sent)  # the state of half precision is float32
+
+
+def _counting_steps(
+    z_seq: Tensor, v: Tensor, threshold: Tensor, max_spikes: float, *, sent: Tensor, **options: Any
+) -> BurstResult:
+    """Single steps of a neuron whose spikes are the differences of its totals."""
+    outputs, totals = [], [sent]
+    for z in z_seq:
+        y, v, after = functional.burst_step(z, v, threshold, max_spikes, sent=totals[-1], **options)
+        assert after is not None
+        outputs.append(y.to(z_seq.dtype))
+        totals.append(after)
+    counts = SpikeCounts.of_totals([total.detach() for total in totals])
+    return BurstResult(torch.stack(outputs), v, totals[-1], counts)
 
 
 def li_pool_multi_step(

@@ -9,7 +9,6 @@ from ..backends.dispatch import set_backend
 from ..graph.repeat import repeat_constants
 from ..graph.trace import is_module
 from ..modules.encoding import ENCODERS
-from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, spiking_pool
 from ..modules.spike_calibration import SpikeCalibratedNode
@@ -63,7 +62,7 @@ def new_neuron(
                 "inactivated_spikes='spike_calibration' is for activations that are never below zero; "
                 "LeakyReLU and PReLU are; use 'signed'"
             )
-        return LeakyBurstIFNode(threshold, max_spikes, v_init, shift, negative_slope)
+        return BurstIFNode(threshold, max_spikes, v_init, shift, negative_slope=negative_slope)
     if options.inactivated_spikes == "spike_calibration":
         return SpikeCalibratedNode(threshold, max_spikes, v_init, shift, options.allowance)
     signed = options.inactivated_spikes == "signed"

@@ -12,6 +12,7 @@ from ..graph.trace import activation_names
 from ..rules.statistics import ActivationStatistics
 from ..utils.inference import forward_hooks
 from ..utils.loader import batches
+from .assemble import slope_below_zero
 
 __all__ = ["observe"]
 
@@ -38,7 +39,10 @@ def observe(
         ValueError: if the loader is empty, or an activation is NaN or infinite.
     """
     modules = {name: gm.get_submodule(name) for name in activation_names(gm)}
-    statistics = {name: ActivationStatistics(channel_wise, _upper(m)) for name, m in modules.items()}
+    statistics = {
+        name: ActivationStatistics(channel_wise, _upper(module), slope_below_zero(module))
+        for name, module in modules.items()
+    }
 
     def update(name: str, _: nn.Module, z: Tensor, __: Tensor) -> None:
         try:

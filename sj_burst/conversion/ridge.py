@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
-from ..modules.leaky import LeakyBurstIFNode
 from .layer import Layer, add_bias
 
 __all__ = ["refit_weights"]
@@ -23,10 +22,10 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     with the mean spike input ȳ of the calibrated prefix, the ANN's activation a, the mean s̄ of a
     residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The first iteration fits the
     ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
-    (each such step cannot raise the loss). The published method runs Adam on the activation; this
-    closed form is our own variant. Layers it does not know (transposed, three-dimensional,
-    ``padding_mode`` other than zeros, ``padding="same"`` of an even kernel, more than 8192 inputs per
-    output) keep their weights.
+    (each such step cannot raise the loss); where a leaky activation follows, the first is all. The
+    published method runs Adam on the activation; this closed form is our own variant. Other layers
+    (transposed, three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even
+    kernel, more than 8192 inputs per output) keep their weights.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
@@ -42,7 +41,7 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
     # A leaky activation tells its input on either side.
-    one_sided = layer.neuron is not None and not isinstance(layer.neuron, LeakyBurstIFNode)
+    one_sided = layer.neuron is not None and layer.neuron.negative_slope is None
     for iteration in range(iterations if one_sided else 1):
         moment, missing = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.

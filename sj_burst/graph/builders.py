@@ -231,6 +231,7 @@ FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
     F.rrelu: _rrelu,
     F.rrelu_: _rrelu,
     torch.rrelu: _rrelu,
+    torch.rrelu_: _rrelu,
     F.threshold: _threshold,
     torch.clamp: _clamp,
     torch.clamp_: _clamp,

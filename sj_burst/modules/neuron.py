@@ -26,7 +26,12 @@ class BurstIFNode(TemporalModule):
         y(t) = \theta n(t), \quad v(t) = m(t) - y(t)
 
     It emits **weighted** spikes y = θ·n, so no scaling modules are needed around it. ``threshold``,
-    ``v_init`` and ``shift`` are buffers: they follow ``state_dict`` and ``.to()``.
+    ``v_init``, ``shift`` and ``negative_slope`` are buffers: they follow ``state_dict`` and ``.to()``.
+
+    With ``negative_slope`` a the neuron stands for LeakyReLU: its total S of spikes may fall below zero,
+    and weighs aθ a spike there; see :func:`sj_burst.functional.burst_step`. What such a neuron sends,
+    y = f(S) − f(S − n), does not tell n: the memory ``sent`` (S) does, and ``spike_counts``, which every
+    backend fills for it in either step mode.
 
     Args:
         threshold: θ > 0, in units of the input current. A scalar, one value per channel (``[C]``,
@@ -36,6 +41,8 @@ class BurstIFNode(TemporalModule):
         shift: constant current added at every step, shaped as ``threshold``; ``None`` for none.
         signed: allow negative spikes, which take back spikes sent too early: down to −Γ per step,
             and never more than were sent.
+        negative_slope: a, any finite number, shaped as ``threshold``; ``None`` for a ReLU. Its spikes
+            are signed, whatever ``signed`` says.
         surrogate_function: SpikingJelly surrogate for training, applied at every level θ, 2θ, …, Γθ.
         step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
         store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
@@ -47,20 +54,27 @@ class BurstIFNode(TemporalModule):
             else ``None``.
 
     Raises:
-        ValueError: if Γ < 1 or not an integer, or a threshold is not positive and finite.
+        ValueError: if Γ < 1 or not an integer, a threshold is not positive and finite, or a slope is
+            not finite.
 
-    Source: Li & Zeng, IJCAI 2022; signed spikes as in Wang et al., IJCAI 2022 and Hu et al., 2023.
+    Source: Li & Zeng, IJCAI 2022; signed spikes as in Wang et al., IJCAI 2022 and Hu et al., 2023. The
+    slope is derived here.
 
     Example:
         >>> node = BurstIFNode(threshold=0.5, max_spikes=4, step_mode="m")
         >>> with torch.no_grad():
         ...     node(torch.full((3, 1, 1), 0.75)).flatten().tolist()
         [0.5, 1.0, 0.5]
+        >>> leaky = BurstIFNode(0.5, 4, v_init=0.25, negative_slope=0.1, step_mode="m")
+        >>> with torch.no_grad():
+        ...     leaky(torch.full((2, 1, 1), -1.0)).mean(0).item()
+        -0.10000000149011612
     """
 
     threshold: Tensor
     v_init: Tensor
     shift: Tensor | None
+    negative_slope: Tensor | None
 
     def __init__(
         self,
@@ -73,13 +87,14 @@ class BurstIFNode(TemporalModule):
         step_mode: str = "s",
         store_v_seq: bool = False,
         backend: str = "torch",
+        negative_slope: float | Tensor | None = None,
     ) -> None:
         super().__init__(step_mode)
         self.backend = backend
         self.count_spikes = False
         self.spike_counts: SpikeCounts | None = None
         self.max_spikes = check_max_spikes(max_spikes)
-        self.signed = signed
+        self.signed = signed or negative_slope is not None
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
@@ -91,10 +106,15 @@ class BurstIFNode(TemporalModule):
                 "some positive threshold too"
             )
         self.register_buffer("threshold", threshold)
-        for name, value in (("v_init", v_init), ("shift", shift)):
+        buffers = {"v_init": v_init, "shift": shift, "negative_slope": negative_slope}
+        for name, value in buffers.items():
             if value is not None:
                 value = torch.as_tensor(value, dtype=threshold.dtype).detach().clone()
             self.register_buffer(name, value)
+        if self.negative_slope is not None and not self.negative_slope.isfinite().all():
+            raise ValueError(
+                f"negative_slope must be finite, got {negative_slope}; check the network's weights"
+            )
         self.register_memory("v", None)
         self.register_memory("sent", None)
 
@@ -110,7 +130,9 @@ class BurstIFNode(TemporalModule):
         x = first_step(inputs, step_mode)
         v, sent = states
         if v is None:
-            _check_channels(self.threshold, x)
+            _check_channels(self.threshold, x, "thresholds")
+            if self.negative_slope is not None:
+                _check_channels(self.negative_slope, x, "slopes")
             v = functional.per_channel(self.v_init, x.dim()).to(state_dtype(x.dtype))
             v = v.expand_as(x)
         check_state_shape(self, v, x, "membrane potential")
@@ -120,7 +142,10 @@ class BurstIFNode(TemporalModule):
 
     def _parameters_for(self, z: Tensor, v: Tensor, dim: int) -> dict[str, Any]:
         threshold = functional.per_channel(self.threshold, dim)
-        shift = None if self.shift is None else functional.per_channel(self.shift, dim)
+        shift, slope = (
+            None if value is None else functional.per_channel(value, dim)
+            for value in (self.shift, self.negative_slope)
+        )
         surrogate_function = None
         if functional.needs_grad(z, v, threshold, shift):
             if math.isinf(self.max_spikes):
@@ -133,6 +158,7 @@ class BurstIFNode(TemporalModule):
             "threshold": threshold,
             "max_spikes": self.max_spikes,
             "shift": shift,
+            "negative_slope": slope,
             "surrogate": surrogate_function,
         }
 
@@ -143,9 +169,12 @@ class BurstIFNode(TemporalModule):
         (z,), (v, sent) = inputs, states
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z, v, z.dim())
-        y, v, sent = functional.burst_step(z, v, sent=sent, **parameters)
+        y, v, after = functional.burst_step(z, v, sent=sent, **parameters)
         self.spike_counts = None
-        return (y.to(z.dtype),), (v, sent)  # the state may be more precise
+        if self.count_spikes and self.negative_slope is not None:
+            assert sent is not None and after is not None
+            self.spike_counts = SpikeCounts.of_totals([sent.detach(), after.detach()])
+        return (y.to(z.dtype),), (v, after)  # the state may be more precise
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
@@ -164,12 +193,15 @@ class BurstIFNode(TemporalModule):
     def _multi_step_storing_v(
         self, z_seq: Tensor, states: tuple[object, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
-        y_seq, v_seq = [], []
+        y_seq, v_seq, totals = [], [], [states[1]]
         for z in z_seq:
             (y,), states = self.single_step_functional_forward((z,), states)
             y_seq.append(y)
             v_seq.append(states[0])
+            totals.append(states[1])
         self.v_seq = torch.stack(v_seq)  # type: ignore[arg-type]
+        if self.spike_counts is not None:  # those of the last step
+            self.spike_counts = SpikeCounts.of_totals(totals)  # type: ignore[arg-type]
         return (torch.stack(y_seq),), states
 
     def reset(self) -> None:
@@ -179,16 +211,18 @@ class BurstIFNode(TemporalModule):
 
     def extra_repr(self) -> str:
         """Options in one line."""
+        slope = self.negative_slope
+        kind = f"signed={self.signed}" if slope is None else f"negative_slope={_summary(slope)}"
         return (
             f"threshold={_summary(self.threshold)}, max_spikes={self.max_spikes}, "
-            f"v_init={_summary(self.v_init)}, signed={self.signed}, step_mode={self.step_mode}"
+            f"v_init={_summary(self.v_init)}, {kind}, step_mode={self.step_mode}"
         )
 
 
-def _check_channels(threshold: Tensor, x: Tensor) -> None:
-    if threshold.dim() == 1 and x.dim() > 1 and len(threshold) not in (1, x.shape[1]):
+def _check_channels(value: Tensor, x: Tensor, what: str) -> None:
+    if value.dim() == 1 and x.dim() > 1 and len(value) not in (1, x.shape[1]):
         raise ValueError(
-            f"BurstIFNode has thresholds for {len(threshold)} channels (dimension 1) and got an input "
+            f"BurstIFNode has {what} for {len(value)} channels (dimension 1) and got an input "
             f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
         )
 

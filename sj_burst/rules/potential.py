@@ -33,8 +33,9 @@ def ann_potential(statistics: ActivationStatistics, transfer: Transfer, threshol
         0, \Gamma T\big)\Big] = \mathbb{E}[a]
 
     The left side grows with v0, so it is bisected on the histogram of the ANN's activations; no
-    spiking network is run. Derived here from the error equation of the IC-SNN article, whose
-    Algorithm 1 ("based on a trained ANN") is printed as a figure.
+    spiking network is run. A leaky activation gets θ/2: as rounding to the nearest count is even on
+    both sides of zero, so is its mean error. Derived here from the error equation of the IC-SNN
+    article, whose Algorithm 1 ("based on a trained ANN") is printed as a figure.
 
     Source: after Li et al., "IC-SNN: optimal ANN2SNN conversion at low latency", 2023.
 
@@ -45,6 +46,8 @@ def ann_potential(statistics: ActivationStatistics, transfer: Transfer, threshol
         >>> abs(v0.item() - 0.5) < 0.01
         True
     """
+    if statistics.negative_slope is not None:
+        return threshold / 2
     a, weight = statistics.centres, statistics.histogram
     theta = threshold.expand(len(a)).unsqueeze(1)
     target = (a * weight).sum(1)

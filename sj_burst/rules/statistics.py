@@ -1,10 +1,12 @@
 """Streaming statistics of activations: maximum, histogram, and moments of the pre-activation."""
 
 import math
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
+from ..functional import per_channel
 from ..utils import distributed
 
 __all__ = ["ActivationStatistics"]
@@ -23,6 +25,8 @@ class ActivationStatistics:
     Args:
         channel_wise: one set of statistics per channel (dimension 1), else one for the layer.
         upper: largest value the activation lets pass (6 for ReLU6), ``inf`` for ReLU.
+        negative_slope: a of a leaky activation, one or ``[C]``; ``None`` for ReLU. Negative values count
+            by their size then, and a² times: an error e of the current is one of a·e there.
 
     Example:
         >>> statistics = ActivationStatistics(channel_wise=True)
@@ -33,11 +37,18 @@ class ActivationStatistics:
 
     BINS = 2048
 
-    def __init__(self, channel_wise: bool = True, upper: float = math.inf) -> None:
+    def __init__(
+        self,
+        channel_wise: bool = True,
+        upper: float = math.inf,
+        negative_slope: float | Tensor | None = None,
+    ) -> None:
         self.channel_wise = channel_wise
         self.upper = upper
+        self.negative_slope = negative_slope
         self.samples = 0  # values seen per channel, zeros included
         self.maximum = torch.empty(0)
+        self.positive = torch.empty(0)  # the same over positive values only
         self.range = torch.empty(0)
         self.histogram = torch.empty(0)  # counts of positive activations, [C, BINS]
         self._sum = torch.empty(0)
@@ -50,25 +61,38 @@ class ActivationStatistics:
             ValueError: if a value is NaN or infinite.
         """
         z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-        z = z.movedim(1, 0).flatten(1) if self.channel_wise else z.reshape(1, -1)
+        weight = None if self.negative_slope is None else self._rows(self._weight(z))
+        z = self._rows(z)
         total = z.sum(1, dtype=torch.float64)
         if not total.isfinite().all():  # as soon as one value is not
             raise ValueError("NaN or infinite values")
         if self.samples == 0:
             zeros = z.new_zeros(len(z))
-            self.maximum, self.range = zeros, zeros
+            self.maximum, self.positive, self.range = zeros, zeros, zeros
             self._sum, self._square = zeros.double(), zeros.double()
             self.histogram = z.new_zeros(len(z), self.BINS, dtype=torch.float64)
         self.samples += z.shape[1]
         self._sum = self._sum + total
         self._square = self._square + z.square().sum(1, dtype=torch.float64)
-        self.maximum = torch.maximum(self.maximum, z.amax(1).clamp(0, self.upper))
+        self.positive = torch.maximum(self.positive, z.amax(1).clamp(0, self.upper))
+        if weight is not None:
+            z = torch.where(weight > 0, z.abs(), 0.0)
+        self.maximum = self.positive if weight is None else torch.maximum(self.maximum, z.amax(1))
         self._widen(self.maximum)
         together = max(1, _VALUES_AT_ONCE // z.shape[1])  # channels
-        for part, scale, histogram in zip(
-            *(x.split(together) for x in (z, self.range, self.histogram)), strict=True
-        ):
-            self._count(part, scale, histogram)
+        weights = repeat(None) if weight is None else weight.split(together)
+        parts = zip(*(x.split(together) for x in (z, self.range, self.histogram)), strict=True)
+        for (part, scale, histogram), weight in zip(parts, weights, strict=False):
+            self._count(part, scale, histogram, weight)
+
+    def _rows(self, z: Tensor) -> Tensor:
+        """Values by channel ``[C, ...]``, or ``[1, ...]`` for the layer."""
+        return z.movedim(1, 0).flatten(1) if self.channel_wise else z.reshape(1, -1)
+
+    def _weight(self, z: Tensor) -> Tensor:
+        """What a squared error of each current weighs in that of a leaky activation; zeros nothing."""
+        slope = torch.as_tensor(self.negative_slope, dtype=z.dtype, device=z.device)
+        return torch.where(z < 0, per_channel(slope, z.dim()).square(), (z > 0).to(z.dtype))
 
     def _widen(self, maximum: Tensor) -> None:
         """Double the range of each channel, merging pairs of bins, until ``maximum`` fits.
@@ -82,14 +106,17 @@ class ActivationStatistics:
             self.histogram[narrow] = torch.nn.functional.pad(merged, (0, self.BINS // 2))
             self.range = torch.where(narrow, 2 * self.range, self.range)
 
-    def _count(self, z: Tensor, scale: Tensor, histogram: Tensor) -> None:
+    def _count(self, z: Tensor, scale: Tensor, histogram: Tensor, weight: Tensor | None) -> None:
         """Add the positive values of some channels to their histograms."""
         scale = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
         level = (z.clamp(0, self.upper) / scale).mul_(self.BINS).clamp_(max=self.BINS - 1)
         first = torch.arange(len(z), device=z.device, dtype=torch.int32) * self.BINS
         index = level.int().add_(first.unsqueeze(1)).flatten()
-        histogram += torch.bincount(index, minlength=histogram.numel()).view_as(histogram)
-        histogram[:, 0] -= (z <= 0).sum(1)  # counted with the others, which is faster
+        weights = None if weight is None else weight.flatten()
+        counts = torch.bincount(index, weights, minlength=histogram.numel())
+        histogram += counts.view_as(histogram)
+        if weight is None:
+            histogram[:, 0] -= (z <= 0).sum(1)  # counted with the others, which is faster
 
     @property
     def dead(self) -> Tensor:
@@ -118,6 +145,7 @@ class ActivationStatistics:
         Bins and maxima come out as if one process had seen everything.
         """
         self.maximum = distributed.maximum(self.maximum)
+        self.positive = distributed.maximum(self.positive)
         self._widen(torch.maximum(distributed.maximum(self.range), self.maximum))
         self.histogram = distributed.total(self.histogram)
         self._sum, self._square = distributed.total(self._sum), distributed.total(self._square)

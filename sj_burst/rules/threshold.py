@@ -26,6 +26,8 @@ __all__ = [
 def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
     """θ = the largest activation seen: a running maximum, not a moving average.
 
+    What a leaky activation saw below zero only has to fit into Γθ.
+
     Source: Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and
     threshold balancing", IJCNN 2015.
 
@@ -35,7 +37,7 @@ def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tenso
         >>> max_threshold(statistics, Transfer(8)).item()
         10.0
     """
-    return statistics.maximum
+    return torch.maximum(statistics.positive, statistics.maximum / transfer.max_spikes)
 
 
 def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Tensor:

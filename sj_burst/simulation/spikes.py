@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..functional import per_channel
 from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
-from ..modules.leaky import LeakyBurstIFNode
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
 from ..network import SpikingNetwork
@@ -33,7 +32,7 @@ def spike_numbers(node: BurstIFNode, y: Tensor) -> Tensor:
         tensor([[ 3., -1.]])
     """
     numbers = at_least_single(y) / per_channel(at_least_single(node.threshold), y.dim())
-    if isinstance(node, LeakyBurstIFNode):  # below zero a spike weighs less
+    if node.negative_slope is not None:  # below zero a spike weighs less
         slope = per_channel(at_least_single(node.negative_slope), y.dim())
         numbers = torch.where(numbers < 0, numbers / slope, numbers)
     return numbers.round_()

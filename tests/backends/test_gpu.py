@@ -47,6 +47,14 @@ def test_burst_equals_reference(vectors, dtype, shifted, signed):
         assert_burst_equal(case, got)
 
 
+@pytest.mark.parametrize("count", BOOLS)
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_leaky_equals_reference(vectors, dtype, count):
+    for case in burst_cases(dtype, True, shifted=count, leaky=True):
+        moved = case.to("cuda")
+        assert_burst_equal(case, operators.burst_multi_step(*moved.args(), **moved.options, count=count))
+
+
 @pytest.mark.parametrize("pool", POOLS, ids=repr)
 def test_pooling_equals_reference(pool):
     for layout, steps in itertools.product(LAYOUTS, (1, 4)):

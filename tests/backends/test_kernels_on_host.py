@@ -40,6 +40,15 @@ def test_half_storage_has_float_state(dtype, signed):
         assert_burst_equal(case, operators.burst_multi_step(*case.args(), **case.options))
 
 
+@pytest.mark.parametrize("count", BOOLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_leaky_equals_reference(dtype, count):
+    for case in burst_cases(dtype, True, shifted=count, leaky=True):
+        got = operators.burst_multi_step(*case.args(), **case.options, count=count)
+        assert (got.counts is not None) == count
+        assert_burst_equal(case, got)
+
+
 @pytest.mark.parametrize("signed", BOOLS)
 def test_spikes_are_counted_on_the_fly(signed):
     for case in burst_cases(torch.float32, signed, shifted=False):
@@ -146,8 +155,11 @@ def test_modules_compile_to_one_graph(grad):
 def test_operators_pass_opcheck():
     z, v, theta = torch.randn(4, 24), torch.zeros(24), torch.rand(24) + 0.2
     leaves = [t.requires_grad_() for t in (z, v, theta)]
-    burst = (*leaves, None, torch.zeros(24), [1, 1, 1], 3.0, True, 0, 4.0)
+    burst = (*leaves, None, torch.zeros(24), None, [1, 1, 1, 1], 3.0, True, 0, 4.0)
     torch.library.opcheck(torch.ops.sj_burst.burst.default, burst)
+    fixed = [t.detach() for t in leaves]
+    leaky = (*fixed, None, torch.zeros(24), torch.tensor([0.1]), [1, 1, 1, 1], 3.0, True, -1, 0.0)
+    torch.library.opcheck(torch.ops.sj_burst.burst.default, leaky)
     total, pooled = torch.zeros(24), torch.zeros(6)
     sizes, geometry = [1, 1, 4, 6, 2, 3], [2, 2, 2, 2, 0, 0, 1, 1]
     torch.library.opcheck(

@@ -43,8 +43,10 @@ def variants(kernel: str, storage: str):
         widths = (1, 16 // BYTES[storage])
         for width, shift, signed, count, save in itertools.product(widths, *[FLAGS] * 4):
             if not (count and save):  # training does not count
-                flags = {"SHIFT": shift, "SIGNED": signed, "COUNT": count, "SAVE": save}
+                flags = {"SHIFT": shift, "SIGNED": signed, "COUNT": count, "SAVE": save, "LEAKY": 0}
                 yield shared | {"WIDTH": width} | flags
+                if signed and not save:  # leaky neurons train on the torch backend
+                    yield shared | {"WIDTH": width} | flags | {"LEAKY": 1}
     elif kernel == "burst_backward":
         for signed, surrogate in itertools.product(FLAGS, range(len(SURROGATES))):
             yield shared | {"SIGNED": signed, "SURROGATE": surrogate}

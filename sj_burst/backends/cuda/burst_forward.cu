@@ -5,7 +5,8 @@
 //   WIDTH     neighbouring neurons per thread, read and written as one vector
 //   SHIFT     1 if a constant current is added at every step
 //   SIGNED    1 if negative spikes may take back spikes sent before
-//   COUNT     1 to count the spikes of every step
+//   LEAKY     1 if the total of spikes may be negative, and weighs `slope` there; wants SIGNED
+//   COUNT     1 to count the spikes of every step, and with LEAKY also those of every neuron
 //   SAVE      1 to keep the membrane potential before the spikes of every step, for the gradient
 
 typedef unsigned long long Tally;  // spikes of a step
@@ -52,7 +53,14 @@ __device__ inline void spread(const Parameter& parameter, Index first, State (&f
 
 struct Neuron {
     State v, sent, theta, shift;
+#if LEAKY
+    State below, fired;  // what a unit of the total weighs below zero; spikes of all steps
+#endif
 };
+
+#if LEAKY
+__device__ inline State positive(State x) { return x < 0 ? 0 : x; }  // NaN stays NaN
+#endif
 
 // One time step; the operations and their order are those of functional.burst_step.
 __device__ inline State step(Neuron& neuron, State z, State most, State* membrane, State* count) {
@@ -65,12 +73,20 @@ __device__ inline State step(Neuron& neuron, State z, State most, State* membran
     // Comparisons, not fmin and fmax: a NaN must stay a NaN.
     n = n < least ? least : n;
     n = n > most ? most : n;
+#if LEAKY
+    const State before = positive(neuron.sent);
+    neuron.sent = neuron.sent + n;
+    const State above = positive(neuron.sent) - before;
+    const State y = neuron.theta * above + neuron.below * (n - above);
+    neuron.v = m - neuron.theta * n;
+#else
 #if SIGNED
     n = n < -neuron.sent ? -neuron.sent : n;
     neuron.sent = neuron.sent + n;
 #endif
     const State y = neuron.theta * n;
     neuron.v = m - y;
+#endif
     *membrane = m;
     *count = n;
     return y;
@@ -108,9 +124,10 @@ extern "C" __global__ void burst_forward(
     const State* __restrict__ v, Index v_inner, Index v_count,
     const State* __restrict__ theta, Index theta_inner, Index theta_count,
     const State* __restrict__ shift, Index shift_inner, Index shift_count,
+    const State* __restrict__ slope, Index slope_inner, Index slope_count,
     const State* __restrict__ sent,
     Storage* __restrict__ y, State* __restrict__ v_out, State* __restrict__ sent_out,
-    Tally* __restrict__ counts, State* __restrict__ membrane
+    Tally* __restrict__ counts, State* __restrict__ fired, State* __restrict__ membrane
 ) {
     const Parameter v_of = {v, v_inner, v_count};
     const Parameter theta_of = {theta, theta_inner, theta_count};
@@ -132,6 +149,10 @@ extern "C" __global__ void burst_forward(
 #if SHIFT
             spread(shift_of, first, current);
 #endif
+#if LEAKY
+            State below[WIDTH];
+            spread({slope, slope_inner, slope_count}, first, below);
+#endif
             for (int j = 0; j < WIDTH; ++j) {
                 neuron[j].v = start[j];
                 neuron[j].theta = threshold[j];
@@ -140,6 +161,10 @@ extern "C" __global__ void burst_forward(
 #endif
 #if SIGNED
                 neuron[j].sent = sent[first + j];
+#endif
+#if LEAKY
+                neuron[j].below = below[j] * threshold[j];
+                neuron[j].fired = 0;
 #endif
             }
             in = load_pack(z + first);
@@ -157,6 +182,9 @@ extern "C" __global__ void burst_forward(
                     store(&out.item[j], step(neuron[j], load(in.item[j]), (State)most,
                                              &before.item[j], &n));
                     spikes += (Partial)(n < 0 ? -n : n);
+#if LEAKY
+                    neuron[j].fired += n < 0 ? -n : n;
+#endif
                 }
                 in = next;
                 store_pack(y + t * neurons + first, out);
@@ -177,6 +205,10 @@ extern "C" __global__ void burst_forward(
             store_pack(v_out + first, last);
 #if SIGNED
             store_pack(sent_out + first, total);
+#endif
+#if LEAKY && COUNT
+            for (int j = 0; j < WIDTH; ++j) total.item[j] = neuron[j].fired;
+            store_pack(fired + first, total);
 #endif
         }
     }

@@ -28,7 +28,7 @@ from ..layout import (
 from ..result import BurstResult, SpikeCounts
 from .launch import launch_kernel
 
-__all__ = ["STORAGE", "burst_multi_step", "li_pool_multi_step", "surrogate_code"]
+__all__ = ["STORAGE", "burst_multi_step", "counts_spikes", "li_pool_multi_step", "surrogate_code"]
 
 STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 SURROGATES: tuple[type[nn.Module], ...] = (sj_surrogate.Sigmoid, sj_surrogate.ATan)
@@ -84,32 +84,39 @@ def _burst(
     threshold: Tensor,
     shift: Tensor | None,
     sent: Tensor | None,
+    slope: Tensor | None,
     inner: Sequence[int],
     max_spikes: float,
     count: bool,
     surrogate: int,
     alpha: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Burst neurons ``z [T, M]`` -> y, v, sent, spikes per step, membrane before the spikes."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Burst neurons ``z [T, M]`` -> y, v, sent, spikes per step and neuron, membrane before the spikes.
+
+    Spikes per neuron are counted with a ``slope`` only.
+    """
     steps, neurons = z.shape
     save = surrogate >= 0
     y, v_out = z.new_empty(z.shape), _state(z)
     sent_out, counts = _state(z, sent is not None), _counts(z, count)
     membrane = _state(z, save, steps)
-    width = _width(z)
+    leaky, width = slope is not None, _width(z)
+    fired = _state(z, leaky and count)
     flags = {"SHIFT": shift is not None, "SIGNED": sent is not None, "COUNT": count, "SAVE": save}
+    flags["LEAKY"] = leaky
     macros = {"STORAGE": STORAGE[z.dtype], "WIDTH": width} | {k: int(v) for k, v in flags.items()}
     args: list[Any] = [z, z.stride(0), steps, neurons, max_spikes]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
-    args += [sent, y, v_out, sent_out, counts, membrane]
+    args += [*_parameter(slope, inner[3]), sent, y, v_out, sent_out, counts, fired, membrane]
     launch_kernel("burst_forward", macros, neurons // width, args, z.device, shared=4 * len(counts))
-    return y, v_out, sent_out, counts, membrane
+    return y, v_out, sent_out, counts, fired, membrane
 
 
 @_burst.register_fake
-def _(z, v, threshold, shift, sent, inner, max_spikes, count, surrogate, alpha):  # type: ignore[no-untyped-def]
+def _(z, v, threshold, shift, sent, slope, inner, max_spikes, count, surrogate, alpha):  # type: ignore[no-untyped-def]
+    counts, fired = _counts(z, count), _state(z, slope is not None and count)
     membrane = _state(z, surrogate >= 0, z.shape[0])
-    return z.new_empty(z.shape), _state(z), _state(z, sent is not None), _counts(z, count), membrane
+    return z.new_empty(z.shape), _state(z), _state(z, sent is not None), counts, fired, membrane
 
 
 @torch.library.custom_op("sj_burst::burst_backward", mutates_args=())
@@ -144,8 +151,8 @@ def _(grad_y, grad_v, grad_sent, membrane, y, sent, *rest):  # type: ignore[no-u
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    threshold, inner, max_spikes, surrogate, alpha = (inputs[i] for i in (2, 5, 6, 8, 9))
-    y, _, sent, _, membrane = output
+    threshold, inner, max_spikes, surrogate, alpha = (inputs[i] for i in (2, 6, 7, 9, 10))
+    y, _, sent, _, _, membrane = output
     ctx.save_for_backward(membrane, y, sent, threshold)
     ctx.options = (inner[1], max_spikes, surrogate, alpha)
 
@@ -170,7 +177,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_v: Tensor, grad_sent: Tensor, 
         grad_threshold if needs_threshold else None,
         grad_z.to(grad_v.dtype).sum(0) if needs_shift else None,
         grad_sent if needs_sent else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 
@@ -222,6 +229,16 @@ def _has_gaps(sizes: tuple[int, ...], geometry: tuple[int, ...]) -> bool:
 # The functions of functional.py
 
 
+def counts_spikes(steps: int, max_spikes: float) -> bool:
+    """Whether the kernel can count the spikes of this many steps of up to Γ each.
+
+    Example:
+        >>> counts_spikes(8, 4), counts_spikes(8, float("inf"))
+        (True, False)
+    """
+    return steps <= MAX_COUNTED_STEPS and max_spikes <= MAX_COUNTED_SPIKES
+
+
 def burst_multi_step(
     z_seq: Tensor,
     v: Tensor,
@@ -230,6 +247,7 @@ def burst_multi_step(
     *,
     shift: Tensor | None = None,
     sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
     surrogate: Callable[[Tensor], Tensor] | None = None,
     count: bool = False,
 ) -> BurstResult:
@@ -243,28 +261,33 @@ def burst_multi_step(
         max_spikes: Γ.
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
+        negative_slope: weight of the total below zero, where no gradient is needed; broadcasts to one
+            step.
         surrogate: a ``Sigmoid`` or ``ATan`` of SpikingJelly, where a gradient is needed.
         count: whether to count spikes while they are emitted (not where a gradient is needed).
 
     Returns:
         Outputs in the type of ``z_seq``, state in its own type, and the number of spikes of every step
-        if asked for.
+        if asked for; with a slope also of every neuron.
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
     z_seq, order = memory_order(z_seq)
     shape, dtype = v.shape, state_dtype(z_seq.dtype)
-    (v_flat, theta, shift_flat), inner = flat_parameters(shape, order, dtype, v, threshold, shift)
+    (v_flat, theta, shift_flat, slope), inner = flat_parameters(
+        shape, order, dtype, v, threshold, shift, negative_slope
+    )
     code = surrogate_code(surrogate) if needs_grad(z_seq, v, threshold, shift, sent) else -1
     assert v_flat is not None and theta is not None and code is not None
-    countable = len(z_seq) <= MAX_COUNTED_STEPS and max_spikes <= MAX_COUNTED_SPIKES
-    count = count and countable and code < 0  # training does not count
-    y, v_out, sent_out, counts, _ = _burst(
+    assert slope is None or code < 0, "no kernel for this gradient"
+    count = count and counts_spikes(len(z_seq), max_spikes) and code < 0  # training does not count
+    y, v_out, sent_out, counts, fired, _ = _burst(
         z_seq.flatten(1),
         v_flat,
         theta,
         shift_flat,
         None if sent is None else flat_state(sent, order, dtype),
+        slope,
         inner,
         float(max_spikes),
         count,
@@ -275,7 +298,7 @@ def burst_multi_step(
         restore(y, shape, order),
         restore(v_out, shape, order),
         None if sent is None else restore(sent_out, shape, order),
-        SpikeCounts(counts) if count else None,
+        SpikeCounts(counts, None if slope is None else restore(fired, shape, order)) if count else None,
     )
 
 
