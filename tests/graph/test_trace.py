@@ -156,7 +156,8 @@ def test_a_buffer_that_keeps_what_was_computed_is_named():
             self.last = self.last + x.mean()
             return F.relu(x)
 
-    with pytest.raises(ValueError, match="writes what it computes into last"):
+    # Older versions of torch refuse the assignment itself.
+    with pytest.raises(ValueError, match="writes what it computes into last|Keeps does not run"):
         standardize(Keeps(), torch.rand(4, 3))
 
 
