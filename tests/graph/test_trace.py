@@ -157,7 +157,7 @@ def test_a_buffer_that_keeps_what_was_computed_is_named():
             return F.relu(x)
 
     # Older versions of torch refuse the assignment itself.
-    with pytest.raises(ValueError, match="writes what it computes into last|Keeps does not run"):
+    with pytest.raises(ValueError, match=r"writes what it computes into last|Keeps does not run"):
         standardize(Keeps(), torch.rand(4, 3))
 
 
