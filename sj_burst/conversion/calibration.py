@@ -1,21 +1,30 @@
 """Parameter calibration: one forward sweep that fits each layer on its already spiking predecessors."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ..graph.evaluate import evaluate_node
+from ..graph.evaluate import record
+from ..graph.operators import WEIGHTED
+from ..graph.trace import is_module
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
-from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean
-from ..utils.layout import channels_last, move
+from ..modules.temporal import TemporalModule
+from ..utils.layout import channels_last
+from ..utils.spill import Spill, free_memory
+from .activations import Activations, Batches, recorded_nodes
 from .layer import Layer
 from .sources import Source, current_sources
 
 __all__ = ["calibrate_layers"]
+
+_SHARE = 4  # of the free memory, a quarter: batches at work and the cache of files take some, too
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @torch.no_grad()
@@ -28,13 +37,15 @@ def calibrate_layers(
     *,
     device: torch.device,
     progress: bool = True,
+    memory: int | None = None,
 ) -> None:
     """Walk through the network once, and fit every layer before it fires.
 
     Each node is evaluated once for the ANN and once, for all T steps, for the SNN, on values stored
     when its predecessors were; the time is linear in depth. (An affine module is evaluated again if
-    its parameters change after its current was asked for.) Values are freed after their last use and
-    kept on the CPU, whatever the device of the graph. Nothing is random.
+    its parameters change after its current was asked for.) Between layers spikes are kept as counts, on
+    the CPU whatever the device of the graph, until their last use; in a temporary folder beyond
+    ``memory``. Nothing is random.
 
     Args:
         gm: the converted graph, with neurons in place; its parameters are changed.
@@ -44,102 +55,100 @@ def calibrate_layers(
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
         progress: show a progress bar.
+        memory: bytes for what is kept; ``None`` for a quarter of the memory that is free.
     """
     fits = list(fits)
     inputs = [channels_last(x) for x in inputs]
     # What else is temporal, an encoder say, passes the ANN's values on.
     temporal = [name for name, module in gm.named_modules() if isinstance(module, TemporalModule)]
     stand_ins = dict.fromkeys(temporal, nn.Identity()) | dict(ann_modules)
-    ann = _Activations(gm, inputs, time_steps, device, stand_ins)
-    snn = _Activations(gm, inputs, time_steps, device)
-    sources = current_sources(gm, inputs[0][:2].to(device))
-    # Evaluated when their layer is fitted, and not before.
-    refitted = {n for node, source in sources.items() for n in source.refitted(node)}
-    last_use = _last_use(gm, sources)
-    nodes = [node for node in gm.graph.nodes if node.op != "output"]
-    for node in tqdm(nodes, "calibrate layers", disable=not progress, leave=False):
-        ann.evaluate(node)
-        if node in sources:
-            layer = _layer(node, sources[node], ann, snn)
-            for fit in fits:
-                fit(layer)
-            layer.evaluate()
-        if node not in refitted:
-            snn.evaluate(node)
-        for value in [n for n, last in last_use.items() if last is node]:
-            del ann[value], snn[value]
+    values = record(gm, torch.cat([inputs[0]] * 2)[:2].to(device))
+    reset_net(gm)
+    sources, costs = current_sources(gm, values), _costs(gm, values)
+    del values
+    plan = _plan(gm, sources)
+    bar = tqdm(
+        total=sum(costs.values()), desc="calibrate layers", bar_format=_BAR, disable=not progress, leave=False
+    )
+    with Spill(free_memory() // _SHARE if memory is None else memory) as spill, bar:
+        ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, stand_ins)
+        snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded)
+        for node in costs:
+            ann.evaluate(node)
+            if node in sources:
+                _fit(node, sources[node], ann, snn, fits)
+            if node not in plan.refitted:
+                snn.evaluate(node)
+            for value in plan.freed.get(node, []):
+                ann.free(value)
+                snn.free(value)
+            bar.update(costs[node])
 
 
-class _Activations:
-    """What the nodes of one network, ANN or SNN, return for every batch, as long as it is needed.
+class _Plan(NamedTuple):
+    """When the values of the nodes come and go."""
 
-    Args:
-        gm: the converted graph.
-        inputs: calibration batches ``[N, ...]``.
-        time_steps: T.
-        device: where the graph runs.
-        stand_ins: called in place of modules of the graph, by name.
-    """
-
-    def __init__(
-        self,
-        gm: fx.GraphModule,
-        inputs: list[Tensor],
-        time_steps: int,
-        device: torch.device,
-        stand_ins: Mapping[str, nn.Module] | None = None,
-    ) -> None:
-        self.gm, self.inputs, self.device = gm, inputs, device
-        self.folds = [TimeFold(time_steps, len(x)) for x in inputs]
-        self.stand_ins = stand_ins or {}
-        self._values: dict[fx.Node, list[Any]] = {}
-
-    def __getitem__(self, node: Any) -> list[Any]:
-        return self._values[node]
-
-    def __delitem__(self, node: fx.Node) -> None:
-        del self._values[node]
-
-    def module(self, node: fx.Node) -> Any:
-        """The module that a node calls; ``None`` if it calls none."""
-        if node.op != "call_module":
-            return None
-        name = str(node.target)
-        return self.stand_ins[name] if name in self.stand_ins else self.gm.get_submodule(name)
-
-    def evaluate(self, node: fx.Node) -> None:
-        """Evaluate a node on what its inputs returned, ``[T·N, ...]``, or ``[N, ...]`` if constant."""
-        self._values[node] = [move(self._value(node, i), "cpu") for i in range(len(self.inputs))]
-
-    def _value(self, node: fx.Node, batch: int) -> Any:
-        def value_of(n: fx.Node) -> Any:
-            return move(self._values[n][batch], self.device)
-
-        module = self.module(node)
-        if isinstance(module, TemporalModule):
-            return run_temporal(module, value_of(node.args[0]), self.folds[batch])  # type: ignore[arg-type]
-        if module is not None and node.target in self.stand_ins:
-            return module(value_of(node.args[0]))  # type: ignore[arg-type]
-        return evaluate_node(self.gm, node, value_of, self.inputs[batch])
-
-    def means(self, node: Any) -> list[Tensor]:
-        """Means over T ``[N, ...]`` of what a node returned."""
-        return [time_mean(x, fold) for x, fold in zip(self[node], self.folds, strict=True)]
+    refitted: set[fx.Node]  # evaluated when their layer is fitted, and not before
+    recorded: set[fx.Node]
+    freed: dict[fx.Node, list[fx.Node]]  # what may go after a node
 
 
-def _layer(node: fx.Node, source: Source, ann: _Activations, snn: _Activations) -> Layer:
-    """What the fits see of a neuron, or of an affine module after the last neuron."""
+def _plan(gm: fx.GraphModule, sources: Mapping[fx.Node, Source]) -> _Plan:
+    layer_of = {n: node for node, source in sources.items() for n in source.refitted(node)}
+    readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    currents = set()
+    for node, source in sources.items():
+        for n in source.read():
+            readers[n].append(node)
+        currents.add(node.args[0] if is_module(gm, node, BurstIFNode) else node)
+    # The affine module's own output is needed in the sum with its residual only.
+    affine = {source.affine for source in sources.values()}
+    recorded = recorded_nodes(gm, currents | (set(readers) - affine))
+    order = {node: place for place, node in enumerate(gm.graph.nodes)}
+    last: dict[fx.Node, fx.Node] = {}  # when the value of a node is made or read for the last time
+    for node in reversed(gm.graph.nodes):
+        uses = [layer_of.get(n, n if n in recorded else last[n]) for n in node.users]
+        last[node] = max([node, *uses, *readers[node]], key=order.__getitem__)
+    freed: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in recorded:
+        freed[last[node]].append(node)
+    return _Plan(set(layer_of), recorded, freed)
+
+
+def _costs(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, int]:
+    """Multiplications of each node for an example, or elements of its value if it does none."""
+    costs = {}
+    for node, value in values.items():
+        costs[node] = value.numel() if isinstance(value, Tensor) else 1
+        if is_module(gm, node, WEIGHTED):
+            costs[node] *= gm.get_submodule(str(node.target)).weight[0].numel()  # type: ignore[index]
+    return {node: cost for node, cost in costs.items() if node.op != "output"}
+
+
+def _fit(
+    node: fx.Node,
+    source: Source,
+    ann: Activations,
+    snn: Activations,
+    fits: Iterable[Callable[[Layer], None]],
+) -> None:
+    """Fit a neuron, or an affine module after the last neuron."""
     module, affine = snn.module(node), source.affine
     neuron = module if isinstance(module, BurstIFNode) else None
     current: Any = node if neuron is None else node.args[0]
-    residuals = [torch.zeros(())] * len(snn.inputs)
-    inputs, wanted = [], []
+    count, kept = len(snn.inputs), []
+    inputs: Sequence[Tensor] = []
+    wanted: Sequence[Tensor] = []
+    residuals: Sequence[Tensor] = [torch.zeros(())] * count
     if affine is not None:
-        inputs, wanted = snn.means(affine.args[0]), ann[current]
+        inputs, record = snn.means(affine.args[0])
+        wanted = ann[current]
+        kept.append(record)
     if source.residual is not None:
-        residuals = snn.means(source.residual)
-        wanted = [z - s for z, s in zip(wanted, residuals, strict=True)]
-    return Layer(
+        residuals, record = snn.means(source.residual)
+        wanted = Batches(count, lambda i: ann[current][i] - residuals[i])
+        kept.append(record)
+    layer = Layer(
         name=str(node.target),
         neuron=neuron,
         affine=None if affine is None else snn.module(affine),
@@ -152,29 +161,25 @@ def _layer(node: fx.Node, source: Source, ann: _Activations, snn: _Activations) 
         device=snn.device,
         bounded=isinstance(ann.module(node), nn.Hardtanh | BoundedActivation),
     )
+    for fit in fits:
+        fit(layer)
+    for record in kept:
+        record.free()
+    layer.evaluate()
 
 
-def _current(node: fx.Node, refitted: list[fx.Node], snn: _Activations) -> Callable[[], list[Tensor]]:
+def _current(node: fx.Node, refitted: list[fx.Node], snn: Activations) -> Callable[[], Sequence[Tensor]]:
     """Returns the values of ``node``, evaluated (again) if the affine module before it has changed."""
     affine = snn.module(refitted[0]) if refitted else nn.Identity()
     evaluated: list[nn.Parameter] | None = None
 
-    def evaluate() -> list[Tensor]:
+    def evaluate() -> Sequence[Tensor]:
         nonlocal evaluated
         parameters = list(affine.parameters())
         if evaluated is None or list(map(id, parameters)) != list(map(id, evaluated)):
-            for stale in refitted:
-                snn.evaluate(stale)
+            if refitted:
+                snn.evaluate(node)
             evaluated = parameters
         return snn[node]
 
     return evaluate
-
-
-def _last_use(gm: fx.GraphModule, sources: Mapping[fx.Node, Source]) -> dict[fx.Node, fx.Node]:
-    """The last node that needs what a node returned."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        source = sources.get(node, Source())
-        last.update(dict.fromkeys([*node.all_input_nodes, *source.read()], node))
-    return last

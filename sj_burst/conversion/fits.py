@@ -1,6 +1,7 @@
 """What calibration fits in one layer: biases, potentials and thresholds."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -69,8 +70,9 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     neuron = layer.neuron
     if neuron is None or layer.bounded:
         return
-    currents = layer.evaluate()[:2]
-    some = replace(layer, evaluate=lambda: currents, targets=layer.targets[:2])
+    count = _batches_with(_IMAGES, layer.targets)
+    currents, targets = layer.evaluate()[:count], layer.targets[:count]
+    some = replace(layer, evaluate=lambda: currents, targets=targets)
     threshold, v_init = neuron.threshold, neuron.v_init
 
     def cost(factor: float) -> Tensor:
@@ -81,6 +83,15 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     costs = torch.stack([cost(factor) for factor in (1.0, *factors)])
     best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
     neuron.threshold, neuron.v_init = best * threshold, best * v_init
+
+
+_IMAGES = 64  # that tell a threshold
+
+
+def _batches_with(images: int, batches: Sequence[Tensor]) -> int:
+    """How many batches hold so many images."""
+    held = itertools.accumulate(map(len, batches))
+    return next((i for i, samples in enumerate(held, 1) if samples >= images), len(batches))
 
 
 FITS: dict[str, Callable[[Layer], None]] = {

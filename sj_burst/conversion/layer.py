@@ -1,6 +1,6 @@
 """What a fit sees of one layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,11 @@ class Layer:
     name: str
     neuron: BurstIFNode | None
     affine: Any
-    evaluate: Callable[[], list[Tensor]]
-    inputs: list[Tensor]
-    wanted: list[Tensor]
-    residuals: list[Tensor]
-    targets: list[Tensor]
+    evaluate: Callable[[], Sequence[Tensor]]
+    inputs: Sequence[Tensor]
+    wanted: Sequence[Tensor]
+    residuals: Sequence[Tensor]
+    targets: Sequence[Tensor]
     time_steps: int
     device: torch.device
     bounded: bool = False
@@ -56,8 +56,12 @@ class Layer:
 
     def mean_error(self) -> Tensor:
         """Mean over samples of target minus rate, in the shape of one sample."""
-        errors = torch.stack([(a - phi).sum(0) for phi, a in self.rates()])
-        return errors.sum(0) / sum(map(len, self.targets))
+        total: Any = 0.0
+        samples = 0
+        for phi, a in self.rates():
+            total = total + (a - phi).sum(0)
+            samples += len(a)
+        return total / samples
 
 
 def channel_mean(error: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx
 
-from ..graph.evaluate import depends_on_input, record
+from ..graph.evaluate import depends_on_input
 from ..graph.operators import SUMS, WEIGHTED
 from ..graph.trace import call_sites, is_module
 from ..modules.neuron import BurstIFNode
@@ -41,7 +40,7 @@ class Source(NamedTuple):
         return [self.affine, *self.affine.all_input_nodes, *residual]
 
 
-def current_sources(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Source]:
+def current_sources(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Source]:
     """The neurons, and the affine modules after the last of them, each with its source.
 
     The source of an affine module is the module itself; one that is called more than once is left out,
@@ -49,10 +48,8 @@ def current_sources(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Source]:
 
     Args:
         gm: a converted graph.
-        x: a few images.
+        values: of its nodes for a few images.
     """
-    values = record(gm, x)
-    reset_net(gm)
     depending = depends_on_input(gm)
     shapes = {n: v.shape for n, v in values.items() if n in depending and isinstance(v, Tensor)}
     sources = {node: _source(gm, node, shapes) for node in _fitted(gm)}

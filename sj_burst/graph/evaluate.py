@@ -1,5 +1,6 @@
 """Evaluate a traced graph node by node."""
 
+import operator
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -29,9 +30,15 @@ def evaluate_node(
     """
     if node.op == "placeholder":
         return x
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(gm)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
-    return getattr(interpreter, node.op)(node.target, args, kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "output":
+        return args[0]
+    called: Any = gm.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    return called(*args, **kwargs)
 
 
 @torch.no_grad()

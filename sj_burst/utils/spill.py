@@ -1,0 +1,203 @@
+"""Tensors that are kept in memory up to a budget, and in a temporary file beyond it."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Kept", "Spill", "free_memory"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+_UNKNOWN = 4 * 2**30  # where the system does not tell
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its control group (a container).
+
+    Example:
+        >>> free_memory() > 0
+        True
+    """
+    return max(0, min(_free_of_machine(), _free_of_group()))
+
+
+def _free_of_machine() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # no such name on this system
+        return _UNKNOWN
+
+
+def _free_of_group() -> float:
+    free = math.inf
+    for folder in _groups():
+        for limit, used in _MEMORY_FILES:
+            try:
+                free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
+            except (OSError, ValueError):  # no such file, or the limit "max"
+                continue
+    return free  # type: ignore[return-value]
+
+
+def _groups() -> list[Path]:
+    """The control group of this process as a container sees it, and as its host does."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    return [_CGROUPS, *(_CGROUPS / name for name in own if name)]
+
+
+class Spill:
+    """Keeps tensors: in memory while they fit into a budget, in a temporary folder beyond it.
+
+    The folder is made when it is needed (``TMPDIR`` says where), and goes when the ``with`` block ends,
+    whatever ends it. What comes back is equal bit for bit, and has the layout that it had.
+
+    Args:
+        budget: bytes of memory.
+
+    Attributes:
+        in_memory: bytes kept in memory now.
+        on_disk: bytes kept in the folder now.
+
+    Example:
+        >>> with Spill(budget=8) as spill:
+        ...     first, second = spill.keep(torch.ones(2)), spill.keep(torch.zeros(2))
+        ...     (spill.in_memory, spill.on_disk), second.get()
+        ((8, 8), tensor([0., 0.]))
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.in_memory = self.on_disk = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def keep(self, tensor: Tensor) -> "Kept":
+        """Keep a tensor of the CPU until its ``free()`` is called.
+
+        Raises:
+            OSError: if there is no room on the disk either.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if self.in_memory + size <= self.budget:
+            self.in_memory += size
+            return _InMemory(self, size, tensor)
+        with _told(size):
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="sj_burst-")
+            self._files += 1
+            kept = _OnDisk(self, size, tensor, Path(self._folder.name) / str(self._files))
+        self.on_disk += size
+        return kept
+
+
+@contextmanager
+def _told(size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        raise OSError(
+            error.errno,
+            f"{size / 2**20:.0f} MiB of recorded activations do not fit into memory, nor into {folder} "
+            f"({free / 2**20:.0f} MiB free): {error.strerror}; set TMPDIR to a folder with more room, or "
+            "ask for fewer calibration_images",
+        ) from error
+
+
+class Kept:
+    """A tensor in the keeping of a :class:`Spill`."""
+
+    def __init__(self, spill: Spill, size: int) -> None:
+        self._spill, self._size = spill, size
+
+    def get(self) -> Tensor:
+        """The tensor; not to be written to."""
+        raise NotImplementedError
+
+    def free(self) -> None:
+        """Let it go."""
+        raise NotImplementedError
+
+
+class _InMemory(Kept):
+    def __init__(self, spill: Spill, size: int, tensor: Tensor) -> None:
+        super().__init__(spill, size)
+        self._tensor: Tensor | None = tensor
+
+    def get(self) -> Tensor:
+        assert self._tensor is not None, "it was let go"
+        return self._tensor
+
+    def free(self) -> None:
+        self._tensor = None
+        self._spill.in_memory -= self._size
+
+
+class _OnDisk(Kept):
+    """Read and written as a stream: mapped pages would count as memory of this process."""
+
+    def __init__(self, spill: Spill, size: int, tensor: Tensor, path: Path) -> None:
+        super().__init__(spill, size)
+        tensor = tensor if _is_dense(tensor) else tensor.contiguous()
+        self._path, self._dtype = path, tensor.dtype
+        self._shape, self._strides = tensor.shape, tensor.stride()
+        with open(path, "wb", buffering=0) as file:
+            _write_all(file.fileno(), memoryview(_bytes(tensor).numpy()))
+
+    def get(self) -> Tensor:
+        tensor = torch.empty_strided(self._shape, self._strides, dtype=self._dtype)
+        view = memoryview(_bytes(tensor).numpy())
+        with open(self._path, "rb", buffering=0) as file:
+            while view and (read := file.readinto(view)):
+                view = view[read:]
+        if view:
+            raise OSError(f"{self._path} was cut short while it was in use")
+        return tensor
+
+    def free(self) -> None:
+        self._path.unlink()
+        self._spill.on_disk -= self._size
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether each place in memory from the first to the last holds one element."""
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d]))
+    return tensor.permute(order).is_contiguous()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in memory order."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
