@@ -60,7 +60,9 @@ def _burst(  # type: ignore[no-untyped-def]
     slope,
     inner,
     bounds,
+    steps,
     y,
+    sums,
     v,
     sent,
     counts,
@@ -68,11 +70,10 @@ def _burst(  # type: ignore[no-untyped-def]
 ):
     """T steps of the neurons from ``start`` to ``stop``.
 
-    Writes outputs ``y [T, M]``, the state ``v`` and ``sent`` after the last step and, if asked for,
+    Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, the state ``v`` and ``sent`` after the last step and, if asked for,
     the spikes of every neuron ``totals [M]``; adds those of every step to ``counts [T]``.
     """
-    steps, neurons = y.shape
-    flat_y = y.reshape(-1)
+    neurons = len(v)
     least, most = bounds[0], bounds[1]
     theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     below_block, zero = np.empty(BLOCK, v.dtype), v.dtype.type(0)
@@ -94,9 +95,13 @@ def _burst(  # type: ignore[no-untyped-def]
         if counts is not None:
             fired = totals[first : first + size]
             fired[:] = 0
+        if sums is not None:
+            ys = sums[first : first + size]
+            ys[:] = 0
         for t in range(steps):
             zs = z[t * z_stride + first : t * z_stride + first + size]
-            ys = flat_y[t * neurons + first : t * neurons + first + size]
+            if y is not None:
+                ys = y[t * neurons + first : t * neurons + first + size]
             spikes = 0
             for j in range(size):
                 m = vs[j] + zs[j]
@@ -109,13 +114,17 @@ def _burst(  # type: ignore[no-untyped-def]
                     before = max(sents[j], zero)
                     sents[j] += n
                     above = max(sents[j], zero) - before
-                    ys[j] = thetas[j] * above + belows[j] * (n - above)
+                    out = thetas[j] * above + belows[j] * (n - above)
                 elif sent is not None:
                     n = -sents[j] if n < -sents[j] else n
                     sents[j] += n
-                    ys[j] = thetas[j] * n
+                    out = thetas[j] * n
                 else:
-                    ys[j] = thetas[j] * n
+                    out = thetas[j] * n
+                if sums is not None:
+                    ys[j] += out
+                else:
+                    ys[j] = out
                 vs[j] = m - thetas[j] * n
                 if counts is not None:
                     spikes += np.int32(abs(n))  # type: ignore[assignment]
@@ -266,6 +275,7 @@ def burst_multi_step(
     sent: Tensor | None = None,
     negative_slope: Tensor | None = None,
     count: bool = False,
+    summed: bool = False,
 ) -> BurstResult:
     """T steps of the burst neuron; see :func:`sj_burst.functional.burst_multi_step`.
 
@@ -278,6 +288,7 @@ def burst_multi_step(
         sent: spike count so far, ``None`` for unsigned spikes.
         negative_slope: weight of the total below zero; broadcasts to one step.
         count: whether to count spikes while they are emitted.
+        summed: whether the outputs are added up over the steps, to ``[1, N, ...]``.
 
     Returns:
         Outputs, state after the last step, and the spikes of every step and every neuron if asked for.
@@ -289,15 +300,16 @@ def burst_multi_step(
     flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift, negative_slope)
     given = [None if p is None else p.detach().numpy() for p in flat]
     z, stride = _steps(z_seq)
-    y = np.empty((steps, neurons), z.dtype)
+    y = np.empty((1 if summed else steps, neurons), z.dtype)
+    flat_y, sums = (None, y[0]) if summed else (y.reshape(-1), None)
     v_out = np.empty(neurons, z.dtype)
     sent_out = None if sent is None else np.empty_like(v_out)
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
-    parts, size = _parts(neurons, BLOCK, y.size)
+    parts, size = _parts(neurons, BLOCK, steps * neurons)
     counts = totals = None
     if count and counts_spikes(max_spikes):
         counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
-    arrays = (z, stride, *given, np.array(inner), bounds, y, v_out, sent_out)
+    arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out)
     if parts == 1:
         _burst(0, neurons, *arrays, None if counts is None else counts[0], totals)
     else:

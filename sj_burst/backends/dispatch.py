@@ -20,6 +20,7 @@ __all__ = [
     "BACKENDS",
     "POOLS_WITH_KERNELS",
     "backend_for",
+    "burst_mean",
     "burst_multi_step",
     "check_backend",
     "is_installed",
@@ -230,6 +231,41 @@ def burst_multi_step(
         z_seq, v, threshold, max_spikes, **options, surrogate=surrogate
     )
     return BurstResult(y_seq.to(z_seq.dtype), v, sent)  # the state of half precision is float32
+
+
+def burst_mean(
+    backend: str,
+    z_seq: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    max_spikes: float = 1,
+    *,
+    shift: Tensor | None = None,
+    sent: Tensor | None = None,
+    negative_slope: Tensor | None = None,
+) -> Tensor:
+    """Mean over the steps of what :func:`burst_multi_step` returns, to which the arguments belong.
+
+    On a CPU with numba the steps are added up as they are made, and never written.
+
+    Raises:
+        ValueError: if the tensors are not on the backend's kind of device.
+
+    Example:
+        >>> burst_mean("torch", torch.ones(2, 1), torch.zeros(1), torch.tensor(2.0)).tolist()
+        [1.0]
+    """
+    options: dict[str, Any] = {"shift": shift, "sent": sent, "negative_slope": negative_slope}
+    steps = len(z_seq)
+    if backend_for(backend, z_seq) == "numba" and _numba_takes(z_seq, v, threshold, *options.values()):
+        from . import cpu
+
+        return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, summed=True).y_seq[0] / steps
+    y_seq = burst_multi_step(backend, z_seq, v, threshold, max_spikes, **options).y_seq
+    total = y_seq[0].clone()
+    for y in y_seq[1:]:  # several times faster than a sum over the leading dimension
+        total += y
+    return total / steps
 
 
 def _counting_steps(

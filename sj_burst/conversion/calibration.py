@@ -16,14 +16,13 @@ from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
 from ..utils.layout import channels_last
-from ..utils.spill import Spill, free_memory
+from ..utils.spill import Spill, memory_budget
 from .activations import Activations, Batches, recorded_nodes
 from .layer import Layer
 from .sources import Source, current_sources
 
 __all__ = ["calibrate_layers"]
 
-_SHARE = 4  # of the free memory, a quarter: batches at work and the cache of files take some, too
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -70,7 +69,7 @@ def calibrate_layers(
     bar = tqdm(
         total=sum(costs.values()), desc="calibrate layers", bar_format=_BAR, disable=not progress, leave=False
     )
-    with Spill(free_memory() // _SHARE if memory is None else memory) as spill, bar:
+    with Spill(memory_budget() if memory is None else memory) as spill, bar:
         ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, stand_ins)
         snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded)
         for node in costs:

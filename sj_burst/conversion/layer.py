@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.neuron import BurstIFNode
-from ..modules.temporal import TimeFold, run_temporal, time_mean
+from ..modules.neuron import BurstIFNode, mean_output
+from ..modules.temporal import TimeFold, time_mean
 
 __all__ = ["Layer", "add_bias", "channel_mean"]
 
@@ -49,10 +49,9 @@ class Layer:
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""
         for z, a in zip(self.evaluate(), self.targets, strict=True):
-            y, fold = z.to(self.device), TimeFold(self.time_steps, len(a))
-            if self.neuron is not None:
-                y = run_temporal(self.neuron, y, fold)
-            yield time_mean(y, fold), a.to(self.device)
+            z, fold = z.to(self.device), TimeFold(self.time_steps, len(a))
+            rate = time_mean(z, fold) if self.neuron is None else mean_output(self.neuron, z, fold)
+            yield rate, a.to(self.device)
 
     def mean_error(self) -> Tensor:
         """Mean over samples of target minus rate, in the shape of one sample."""

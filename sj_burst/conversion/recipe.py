@@ -24,6 +24,7 @@ from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
 from ..utils.loader import batches, check_loader, first_samples
+from ..utils.spill import free_room
 from .assemble import assemble, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .fits import FITS
@@ -35,7 +36,11 @@ __all__ = ["BurstRecipe", "convert"]
 # calibration option → what is fitted in each layer, in this order.
 _CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", "threshold", "bias"]}
 
-_LAYER_BYTES = 2**30  # of one layer's activations; a handful of layers are held at a time
+# Of the largest activations of a batch in all steps: on a CPU what malloc keeps, which saves page faults.
+_BATCH_BYTES = {"cpu": 2**25}
+_LARGEST_BATCH_BYTES = 2**30  # elsewhere
+_LARGEST_BATCH = 32
+_LAYERS_HELD = 4  # of the largest layers, at most, as real numbers in all steps
 
 
 def convert(
@@ -253,7 +258,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             calibrate_layers(
                 fx_model,
                 work.replaced,
-                list(self._calibration_images(fx_model).split(32)),
+                self._calibration_batches(fx_model),
                 options.time_steps,
                 [FITS[name] for name in fits],
                 device=torch.device(converter.device),
@@ -277,13 +282,15 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._work = None
         CONVERTING.end()
 
-    def _calibration_images(self, fx_model: fx.GraphModule) -> Tensor:
-        """Calibration images, of all processes, as many as asked for and fit into memory."""
+    def _calibration_batches(self, fx_model: fx.GraphModule) -> list[Tensor]:
+        """Calibration images, of all processes, as many as asked for if memory and disk hold them."""
         x, wanted = self._open.x, self.options.calibration_images
         values = record(fx_model, x).values()
         reset_net(fx_model)
-        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-        fitting = max(1, int(_LAYER_BYTES * len(x) / (largest * self.options.time_steps)))
+        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)) / len(x)
+        largest *= self.options.time_steps
+        room = free_room()
+        fitting = max(1, int(room / (_LAYERS_HELD * largest)))
         images = torch.cat(
             first_samples(self.calibration_loader, min(wanted, fitting + 1), "calibration_loader")
         )
@@ -291,12 +298,15 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if min(wanted, len(images)) > fitting:
             warnings.warn(
                 f"calibration_images={wanted}: only the first {fitting} of {wanted} images are used, "
-                f"because one layer's activations in all {self.options.time_steps} time steps would "
-                f"exceed {_LAYER_BYTES / 2**30:.3g} GiB with more; take smaller images or fewer steps, "
-                f"or ask for {fitting}",
+                f"because memory and the folder for temporary files have room for {room / 2**30:.3g} GiB, "
+                f"and the activations of an image in all {self.options.time_steps} time steps may take "
+                f"{_LAYERS_HELD * largest / 2**30:.3g} GiB; set TMPDIR to a folder with more room, take "
+                f"fewer steps, or ask for {fitting}",
                 stacklevel=2,
             )
-        return images[: min(wanted, fitting)]
+        bytes_at_once = _BATCH_BYTES.get(x.device.type, _LARGEST_BATCH_BYTES)
+        size = min(_LARGEST_BATCH, max(1, int(bytes_at_once / largest)))
+        return list(images[: min(wanted, fitting)].split(size))
 
     def _largest_input(self) -> Tensor:
         inputs = batches(self.calibration_loader, "calibration_loader")

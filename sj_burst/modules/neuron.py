@@ -12,9 +12,9 @@ from .. import functional
 from ..backends import dispatch
 from ..backends.layout import state_dtype
 from ..backends.result import SpikeCounts
-from .temporal import TemporalModule, check_state_shape, first_step
+from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
-__all__ = ["BurstIFNode", "check_max_spikes", "neurons"]
+__all__ = ["BurstIFNode", "check_max_spikes", "mean_output", "neurons"]
 
 
 class BurstIFNode(TemporalModule):
@@ -217,6 +217,29 @@ class BurstIFNode(TemporalModule):
             f"threshold={_summary(self.threshold)}, max_spikes={self.max_spikes}, "
             f"v_init={_summary(self.v_init)}, {kind}, step_mode={self.step_mode}"
         )
+
+
+@torch.no_grad()
+def mean_output(neuron: BurstIFNode, z: Tensor, fold: TimeFold) -> Tensor:
+    """Mean over all steps of what a neuron sends from a fresh state ``[N, ...]``.
+
+    Args:
+        neuron: of any kind; its state is left as it was.
+        z: input current ``[T·N, ...]``, or ``[N, ...]`` if it is the same at every step.
+        fold: T and N.
+
+    Example:
+        >>> mean_output(BurstIFNode(0.5, 4), torch.full((1, 1), 0.75), TimeFold(steps=2, batch=1))
+        tensor([[0.7500]])
+    """
+    if type(neuron) is not BurstIFNode:  # it may do more at each step
+        return time_mean(run_temporal(neuron, z, fold), fold)
+    constant = len(z) == fold.batch
+    z_seq = z.expand(fold.steps, *z.shape) if constant else z.unflatten(0, fold)
+    v, sent = neuron.materialize_states((z_seq,), (None, None), "m")
+    parameters = neuron._parameters_for(z_seq, v, z_seq.dim() - 1)  # type: ignore[arg-type]
+    del parameters["surrogate"]
+    return dispatch.burst_mean(neuron.backend, z_seq, v, sent=sent, **parameters)  # type: ignore[arg-type]
 
 
 def _check_channels(value: Tensor, x: Tensor, what: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["Kept", "Spill", "free_memory"]
+__all__ = ["Kept", "Spill", "free_memory", "free_room", "memory_budget"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
@@ -29,6 +29,34 @@ def free_memory() -> int:
         True
     """
     return max(0, min(_free_of_machine(), _free_of_group()))
+
+
+def memory_budget() -> int:
+    """Bytes for tensors that wait: a quarter of the free memory, shared by the processes of ``torchrun``.
+
+    The rest is for batches at work, and for the system's cache of what was spilled.
+
+    Example:
+        >>> 0 < memory_budget() <= free_memory()
+        True
+    """
+    return free_memory() // (4 * _processes())
+
+
+def free_room() -> int:
+    """Bytes that a :class:`Spill` may keep, in memory and in its folder; of the disk a tenth stays free.
+
+    Example:
+        >>> free_room() > memory_budget()
+        True
+    """
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    return memory_budget() + int(0.9 * disk) // _processes()
+
+
+def _processes() -> int:
+    """Processes of ``torchrun`` on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _free_of_machine() -> int:
