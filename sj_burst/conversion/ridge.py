@@ -1,12 +1,13 @@
 """Advanced calibration: the affine map before a neuron refitted by ridge regression."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
 
+from .gram import gram, padding_of
 from .layer import Layer, add_bias
 
 __all__ = ["refit_weights"]
@@ -58,11 +59,21 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
 def _gram(layer: Layer, groups: int) -> Tensor:
     """Σ x xᵀ per group, of what each output sees."""
     total: Any = 0.0
-    for y in layer.inputs:
-        for part in y.split(_IMAGES_AT_ONCE):
-            x = _patches(layer.affine, part.to(layer.device), groups)
-            total = total + (x.mT @ x).double()
+    for (y,) in _chunks(layer.inputs):
+        total = total + gram(layer.affine, y.to(layer.device), groups)
     return total
+
+
+def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Batches, several in one where they are small: matrices as large as the weights are summed less."""
+    held: list[tuple[Tensor, ...]] = []
+    for i, batch in enumerate(zip(*values, strict=True)):
+        held.append(batch)
+        size = sum(one[0].numel() * one[0].element_size() for one in held)
+        if size >= _CHUNK_BYTES or i == len(values[0]) - 1:
+            # A zero stands for every sample.
+            yield [part[0] if part[0].dim() == 0 else torch.cat(part) for part in zip(*held, strict=True)]
+            held = []
 
 
 def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
@@ -70,9 +81,7 @@ def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]
     module: Any = layer.affine
     moment: Any = 0.0
     total: Any = 0.0
-    for y, wanted, a, residual in zip(
-        layer.inputs, layer.wanted, layer.targets, layer.residuals, strict=True
-    ):
+    for y, wanted, a, residual in _chunks(layer.inputs, layer.wanted, layer.targets, layer.residuals):
         y = y.to(layer.device)
         out = module(y)
         missing = wanted.to(layer.device) - out
@@ -90,30 +99,20 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return rows.flatten(0, -2).mT @ x.flatten(0, -2)
     gradient = grad.conv1d_weight if isinstance(module, nn.Conv1d) else grad.conv2d_weight
-    options = (module.stride, _padding(module), module.dilation, module.groups)
+    options = (module.stride, padding_of(module), module.dilation, module.groups)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         return gradient(x, module.weight.shape, rows, *options)
 
 
-_IMAGES_AT_ONCE = 8  # unfolded patches are large
+_CHUNK_BYTES = 2**24  # of inputs
 
 
 def _has_patches(module: Any) -> bool:
     if isinstance(module, nn.Linear):
         return module.in_features <= 8192
-    if not isinstance(module, nn.Conv1d | nn.Conv2d) or _padding(module) is None:
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or padding_of(module) is None:
         return False
     return module.padding_mode == "zeros" and module.weight[0].numel() <= 8192
-
-
-def _padding(module: Any) -> tuple[int, ...] | None:
-    """Zeros on either side of each dimension; ``None`` if the sides differ."""
-    if not isinstance(module.padding, str):
-        return tuple(module.padding)
-    if module.padding == "valid":
-        return (0,) * len(module.kernel_size)
-    both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
 
 
 def _grouped(weight: Tensor, groups: int) -> Tensor:
@@ -122,17 +121,3 @@ def _grouped(weight: Tensor, groups: int) -> Tensor:
 
 def _channel_dim(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear) else 1
-
-
-def _patches(module: Any, x: Tensor, groups: int) -> Tensor:
-    """What each output sees, and a one for the bias: ``[groups, rows, inputs per group + 1]``."""
-    if isinstance(module, nn.Linear):
-        rows = x.reshape(1, -1, x.shape[-1])
-    else:
-        options = [module.kernel_size, module.dilation, _padding(module), module.stride]
-        if isinstance(module, nn.Conv1d):  # a picture of height 1
-            x = x.unsqueeze(2)
-            options = [(fill, *o) for o, fill in zip(options, (1, 1, 0, 1), strict=True)]
-        columns = F.unfold(x, *options)  # [N, C·k, positions]
-        rows = columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
