@@ -1,3 +1,4 @@
+import tempfile
 import weakref
 
 import pytest
@@ -6,10 +7,11 @@ from torch import nn
 
 import sj_burst
 from sj_burst.analysis.layers import layer_rates
-from sj_burst.conversion import recipe
+from sj_burst.conversion import calibration, layer, recipe
 from sj_burst.conversion.calibration import calibrate_layers
 from sj_burst.conversion.fits import FITS
-from sj_burst.modules.neuron import neurons
+from sj_burst.modules.neuron import mean_output, neurons
+from sj_burst.utils.spill import Spill, free_memory, memory_budget
 from tests.networks import resnet, vgg
 
 IMAGES = [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(4)]
@@ -136,30 +138,39 @@ def sweep(ann, images, fits, hook):
 
 
 @pytest.mark.parametrize(
-    ("fits", "neuron", "head", "convolution"),
+    ("fits", "looks", "head", "iterations"),
     [
-        ([], 1, 1 + 1, 1 + 1),
-        (["bias"], 3 + 1, 1 + 2, 1 + 1),  # three rounds; the head changes after it was evaluated
-        (["weights"], 1, 1 + 1 + 1, 1 + 4 + 1),  # iterations
-        (["weights", "bias"], 3 + 1, 1 + 1 + 2, 1 + 4 + 1),
+        ([], 0, 1, 0),
+        (["bias"], 3, 2, 0),  # three rounds; the head changes after it was evaluated
+        (["weights"], 0, 1, 4),
+        (["weights", "bias"], 3, 2, 4),
     ],
 )
-def test_each_node_is_evaluated_once_for_each_network(fits, neuron, head, convolution):
-    """And besides only what the fits themselves look at: ANN + SNN, in units of the batches."""
-    calls = {}
-    net = Residual(lambda net, h: net.b(h) + h).eval()
+def test_each_node_is_evaluated_once_for_each_network(monkeypatch, fits, looks, head, iterations):
+    """And besides only what the fits themselves look at; in rows, of which all steps have T·N."""
+    rows, seen, steps = {}, [], 4
+    net, n = Residual(lambda net, h: net.b(h) + h).eval(), 64
 
-    def count(name, _):
-        calls[name] = calls.get(name, 0) + 1
+    def count(name, output):
+        rows[name] = rows.get(name, 0) + len(output)
 
+    def look(neuron, z, fold):
+        seen.append((neuron, fold.batch))
+        return mean_output(neuron, z, fold)
+
+    monkeypatch.setattr(layer, "mean_output", look)
     sweep(net, IMAGES[:2], fits, count)
-    expected = {"a": convolution, "b": convolution, "head": head}
-    spiking = [name.removeprefix("ann ") for name in calls if name.startswith("ann ")]
-    assert len(spiking) == 2
-    expected |= dict.fromkeys(spiking, neuron) | {f"ann {name}": 1 for name in spiking}
-    for name, times in expected.items():
-        shapes = not name.startswith("ann ")  # one look at two images before the sweep
-        assert calls[name] == 2 * times + shapes, name
+    example = 2  # one look at two images before the sweep
+    fitted = min(iterations, 1)  # the head, which nothing follows
+    assert rows["a"] == (1 + iterations + 1) * n + example  # sees the same image at every step
+    assert rows["b"] == (1 + iterations + steps) * n + example
+    assert rows["head"] == (1 + fitted + head * steps) * n + example
+    stand_ins = [name for name in rows if name.startswith("ann ")]
+    assert len(stand_ins) == 2
+    for name in stand_ins:
+        assert rows[name] == n
+        assert rows[name.removeprefix("ann ")] == steps * n + example
+    assert sum(batch for _, batch in seen) == len(stand_ins) * looks * n
 
 
 def test_values_are_freed_after_their_last_use():
@@ -181,14 +192,14 @@ def test_values_are_freed_after_their_last_use():
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The images of each calibration, and room for a layer of 1 KiB only."""
+    """The images of each calibration, and room for four layers of 1 KiB only."""
     seen = []
 
     def calibrate(gm, ann_modules, inputs, *args, **kwargs):
         seen.append(torch.cat(inputs))
 
     monkeypatch.setattr(recipe, "calibrate_layers", calibrate)
-    monkeypatch.setattr(recipe, "_LAYER_BYTES", 1024)
+    monkeypatch.setattr(recipe, "free_room", lambda: 4 * 1024)
     return seen
 
 
@@ -201,7 +212,8 @@ def test_a_cut_of_the_calibration_images_is_told(convert, taken):
     images = torch.rand(30, 3)
     with pytest.warns(UserWarning, match="calibration_images=20: only the first 8 of 20 images") as seen:
         convert(narrow(), images.split(6), time_steps=4, calibration_images=20)
-    assert "all 4 time steps would exceed 9.54e-07 GiB" in str(seen[0].message)
+    assert "have room for 3.81e-06 GiB" in str(seen[0].message)
+    assert "an image in all 4 time steps may take 4.77e-07 GiB" in str(seen[0].message)
     assert "ask for 8" in str(seen[0].message)
     assert torch.equal(taken[0], images[:8])
 
@@ -212,6 +224,75 @@ def test_no_warning_without_a_cut(convert, taken, images, wanted):
     x = torch.rand(images, 3)
     convert(narrow(), x.split(6), time_steps=4, calibration_images=wanted)
     assert torch.equal(taken[0], x[:wanted])
+
+
+@pytest.mark.parametrize("net", ["residual", "pooling", "leaky"])
+def test_spilling_changes_nothing(monkeypatch, convert, net, tmp_path):
+    """Bit for bit, whether all is kept in memory, a part of it, or nothing."""
+    ann = {
+        "residual": resnet,
+        "pooling": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)),
+        "leaky": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 2, 3)),
+    }[net]()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    most = {}
+
+    class Watched(Spill):
+        def keep(self, tensor):
+            kept = super().keep(tensor)
+            assert self.in_memory <= self.budget
+            if self.on_disk:
+                (folder,) = tmp_path.iterdir()
+                assert sum(file.stat().st_size for file in folder.iterdir()) == self.on_disk
+            memory, disk = most.get(self.budget, (0, 0))
+            most[self.budget] = max(memory, self.in_memory), max(disk, self.on_disk)
+            return kept
+
+    states = {}
+    monkeypatch.setattr(calibration, "Spill", Watched)
+    for budget in (0, 2**18, 2**40):
+        monkeypatch.setattr(calibration, "memory_budget", lambda budget=budget: budget)
+        states[budget] = convert(ann, IMAGES[:2], **STEPS).state_dict()
+        assert not list(tmp_path.iterdir())
+    assert most[0][0] == most[2**40][1] == 0 < min(most[0][1], *most[2**18], most[2**40][0])
+    for budget in (0, 2**18):
+        assert all(torch.equal(states[budget][k], states[2**40][k]) for k in states[budget])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_no_file_is_left_when_a_calibration_breaks_off(monkeypatch, convert, tmp_path, error):
+    def fit(_):
+        assert list(tmp_path.iterdir())
+        raise error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(calibration, "memory_budget", lambda: 0)
+    monkeypatch.setitem(FITS, "bias", fit)
+    with pytest.raises(error):
+        convert(resnet(), IMAGES[:1], calibration="light", **STEPS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_spikes_are_kept_as_counts(monkeypatch, convert):
+    """A neuron's spikes, and what max-pooling passes on; in two bytes where one is too few."""
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3))
+    for gamma, dtype in ((127, torch.int8), (128, torch.int16), (40000, torch.float32)):
+        kept = []
+
+        class Watched(Spill):
+            def keep(self, tensor, kept=kept):
+                kept.append((tensor.dtype, tuple(tensor.shape)))
+                return super().keep(tensor)
+
+        monkeypatch.setattr(calibration, "Spill", Watched)
+        convert(ann, IMAGES[:1], time_steps=4, max_spikes=gamma, calibration="light")
+        assert (dtype, (128, 4, 14, 14)) in kept
+        assert (dtype, (128, 4, 7, 7)) in kept
+        assert ((torch.float32, (128, 4, 14, 14)) in kept) == (dtype == torch.float32)
+
+
+def test_the_budget_is_a_part_of_what_is_free():
+    assert 0 < memory_budget() <= free_memory() / 4
 
 
 def test_a_convolution_that_ends_the_network_gets_its_bias_per_channel(convert):
