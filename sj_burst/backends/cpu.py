@@ -70,8 +70,9 @@ def _burst(  # type: ignore[no-untyped-def]
 ):
     """T steps of the neurons from ``start`` to ``stop``.
 
-    Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, the state ``v`` and ``sent`` after the last step and, if asked for,
-    the spikes of every neuron ``totals [M]``; adds those of every step to ``counts [T]``.
+    Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, the state ``v`` and ``sent`` after
+    the last step and, if asked for, the spikes of every neuron ``totals [M]``; adds those of every step
+    to ``counts [T]``.
     """
     neurons = len(v)
     least, most = bounds[0], bounds[1]

@@ -67,7 +67,11 @@ def calibrate_layers(
     del values
     plan = _plan(gm, sources)
     bar = tqdm(
-        total=sum(costs.values()), desc="calibrate layers", bar_format=_BAR, disable=not progress, leave=False
+        total=sum(costs.values()),
+        desc="calibrate layers",
+        bar_format=_BAR,
+        disable=not progress,
+        leave=False,
     )
     with Spill(memory_budget() if memory is None else memory) as spill, bar:
         ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, stand_ins)
@@ -95,7 +99,7 @@ class _Plan(NamedTuple):
 def _plan(gm: fx.GraphModule, sources: Mapping[fx.Node, Source]) -> _Plan:
     layer_of = {n: node for node, source in sources.items() for n in source.refitted(node)}
     readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    currents = set()
+    currents: set[Any] = set()
     for node, source in sources.items():
         for n in source.read():
             readers[n].append(node)

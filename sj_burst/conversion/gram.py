@@ -1,5 +1,6 @@
 """Gram matrices of what the outputs of an affine module see."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ def gram(module: Any, x: Tensor, groups: int) -> Tensor:
         G_{ab} = \sum_q x_{q+a} x_{q+b}^\top, \qquad
         G_{a+1,b+1} = G_{ab} + \sum_{q = L} x_{q+a} x_{q+b}^\top - \sum_{q = 0} x_{q+a} x_{q+b}^\top
 
-    for offsets a, b of a kernel of stride 1 that stands at q = 0 … L − 1: only b = 0 or a = 0 take sums
+    for offsets a, b of a kernel of stride 1 that stands at q = 0 … L − 1: only a = 0 or b = 0 take sums
     over all places. That is exact, borders included, and takes a fifth of the multiplications of the
-    unfolded patches for 3 × 3, a hundredth for hundreds of taps. Other modules unfold.
+    unfolded patches for 3 × 3, a hundredth for hundreds of taps. With a stride the shift is by as many
+    taps. Where windows hardly overlap, patches are unfolded.
 
     Args:
         module: Linear, Conv1d or Conv2d.
@@ -36,7 +38,7 @@ def gram(module: Any, x: Tensor, groups: int) -> Tensor:
         >>> gram(nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), groups=1)[0].tolist()
         [[10.0, 14.0, 4.0], [14.0, 20.0, 6.0], [4.0, 6.0, 2.0]]
     """
-    if not isinstance(module, nn.Linear) and module.weight[0, 0].numel() > 1 and set(module.stride) == {1}:
+    if _has_lags(module):
         return _gram_of_windows(module, x, groups)
     total: Any = 0.0
     size = 4 * module.weight[0].numel() * groups * max(1, x[0].numel() // x.shape[1])
@@ -51,8 +53,9 @@ def patches(module: Any, x: Tensor, groups: int) -> Tensor:
     if isinstance(module, nn.Linear):
         rows = x.reshape(1, -1, x.shape[-1])
     elif module.weight[0, 0].numel() == 1 and set(padding_of(module) or ()) == {0}:  # no windows
-        steps = [slice(None, None, stride) for stride in module.stride]
-        rows = x[(..., *steps)].movedim(1, -1).flatten(0, -2).unflatten(1, (groups, -1)).movedim(1, 0)
+        x = x[:, :, :: module.stride[0]]
+        x = x if isinstance(module, nn.Conv1d) else x[:, :, :, :: module.stride[1]]
+        rows = x.movedim(1, -1).flatten(0, -2).unflatten(1, (groups, -1)).movedim(1, 0)
     else:
         options = [module.kernel_size, module.dilation, padding_of(module), module.stride]
         if isinstance(module, nn.Conv1d):  # a picture of height 1
@@ -73,62 +76,98 @@ def padding_of(module: Any) -> tuple[int, ...] | None:
     return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
 
 
+class _Line:
+    """How the windows of a convolution lie in its last dimension."""
+
+    def __init__(self, module: Any) -> None:
+        self.taps, self.stride, self.gap = (
+            values[-1] for values in (module.kernel_size, module.stride, module.dilation)
+        )
+        # A shift by so many taps is one by so many places.
+        self.shift = math.lcm(self.stride, self.gap) // self.gap
+        self.steps = math.lcm(self.stride, self.gap) // self.stride
+
+    def places(self, length: int) -> int:
+        """How many windows there are."""
+        return (length - self.gap * (self.taps - 1) - 1) // self.stride + 1
+
+    def windows(self, z: Tensor, taps: range, places: range) -> Tensor:
+        """What taps see at places ``[G, rows · places, taps · C]`` of rows ``[G, rows, length, C]``."""
+        start = self.stride * places.start + self.gap * taps.start
+        span = self.stride * (len(places) - 1) + 1
+        z = z[:, :, start : start + span + self.gap * (len(taps) - 1)].unfold(2, span, self.gap)
+        return z[..., :: self.stride].permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+
+
+def _has_lags(module: Any) -> bool:
+    """Whether windows overlap so much that most sums over places follow from others."""
+    if isinstance(module, nn.Linear) or module.weight[0, 0].numel() == 1:
+        return False
+    line = _Line(module)
+    flat = set(module.kernel_size[:-1]) <= {1}
+    return (flat or module.stride[0] == 1) and 2 * line.shift <= line.taps
+
+
 def _gram_of_windows(module: Any, x: Tensor, groups: int) -> Tensor:
-    """Of a convolution of stride 1."""
+    """The recursion above along rows, and within them along places."""
     zeros = padding_of(module)
     assert zeros is not None
-    kernel, gaps = list(module.kernel_size), list(module.dilation)
     x = F.pad(x, [z for zero in reversed(zeros) for z in (zero, zero)])
+    high, gap = 1, 1
     if isinstance(module, nn.Conv1d):
-        x, kernel, gaps = x.unsqueeze(2), [1, *kernel], [1, *gaps]
+        x = x.unsqueeze(2)
+    else:
+        high, gap, x = module.kernel_size[0], module.dilation[0], x[:, :, :: module.stride[0]]
     x = x.unflatten(1, (groups, -1)).permute(1, 0, 3, 4, 2).contiguous()  # [G, N, H, W, C]
-    (high, wide), (gap, step) = kernel, gaps
-    places = x.shape[2] - gap * (high - 1), x.shape[3] - step * (wide - 1)
+    rows, line = x.shape[2] - gap * (high - 1), _Line(module)
 
     def between(first: int, second: int, count: int) -> Tensor:
         one, other = (x[:, :, row : row + count].flatten(1, 2) for row in (first, second))
-        return _between_rows(one, other, wide, step, places[1])
+        return _between_rows(one, other, line)
 
-    g = x.new_empty(groups, high, high, wide, x.shape[-1], wide, x.shape[-1], dtype=torch.float64)
+    taps, channels = line.taps, x.shape[-1]
+    g = x.new_empty(groups, high, high, taps, channels, taps, channels, dtype=torch.float64)
     for b in range(high):
-        g[:, 0, b] = between(0, gap * b, places[0])
+        g[:, 0, b] = between(0, gap * b, rows)
         for a in range(high - b - 1):
-            enters = between(places[0] + gap * a, places[0] + gap * (a + b), gap)
+            enters = between(rows + gap * a, rows + gap * (a + b), gap)
             leaves = between(gap * a, gap * (a + b), gap)
             g[:, a + 1, a + b + 1] = g[:, a, a + b] + enters - leaves
-        if b:
-            for a in range(high - b):
-                g[:, a + b, a] = g[:, a, a + b].permute(0, 3, 4, 1, 2)
+        for a in range(high - b if b else 0):
+            g[:, a + b, a] = g[:, a, a + b].permute(0, 3, 4, 1, 2)
     inputs = module.weight[0].numel()
     g = g.permute(0, 4, 1, 3, 6, 2, 5).reshape(groups, inputs, inputs)
-    windows = x.sum(1, dtype=torch.float64).unfold(1, places[0], gap).unfold(2, places[1], step)
-    sums = windows.sum((-2, -1)).permute(0, 3, 1, 2).reshape(groups, inputs, 1)
-    ones = sums.new_full((groups, 1, 1), x.shape[1] * places[0] * places[1])
+    seen = x.sum(1, dtype=torch.float64).unfold(1, rows, gap).sum(-1)  # [G, high, W, C]
+    places = line.places(x.shape[3])
+    sums = line.windows(seen, range(taps), range(places)).unflatten(1, (high, -1)).sum(2)
+    sums = sums.unflatten(2, (taps, channels)).permute(0, 3, 1, 2).reshape(groups, inputs, 1)
+    ones = sums.new_full((groups, 1, 1), x.shape[1] * rows * places)
     return torch.cat([torch.cat([g, sums], 2), torch.cat([sums.mT, ones], 2)], 1)
 
 
-def _between_rows(x: Tensor, y: Tensor, taps: int, step: int, places: int) -> Tensor:
-    """Σ x_{q+a} y_{q+b}ᵀ over rows and places q ``[G, a, C, b, C]``, of rows ``[G, rows, length, C]``."""
-    channels = x.shape[-1]
-
-    def windows(z: Tensor) -> Tensor:
-        return z.unfold(2, places, step).permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
-
-    def strip(z: Tensor, first: int) -> Tensor:
-        z = z[:, :, first : first + step * (taps - 1)].unflatten(2, (taps - 1, step))
-        return z.transpose(2, 3).flatten(3).flatten(1, 2)
-
-    g = x.new_empty(len(x), taps, channels, taps, channels, dtype=torch.float64)
-    x_first, y_first = (z[:, :, :places].flatten(1, 2) for z in (x, y))
-    g[:, 0] = (x_first.mT @ windows(y)).unflatten(2, (taps, channels))
-    g[:, :, :, 0] = (windows(x).mT @ y_first).unflatten(1, (taps, channels))
-    if taps == 1:
+def _between_rows(x: Tensor, y: Tensor, line: _Line) -> Tensor:
+    """Σ x_{q+a} y_{q+b}ᵀ over rows and places ``[G, a, C, b, C]``, of rows ``[G, rows, length, C]``."""
+    channels, taps, places = x.shape[-1], range(line.taps), range(line.places(x.shape[2]))
+    first, others = taps[: line.shift], taps[line.shift :]
+    g = x.new_empty(len(x), len(taps), channels, len(taps), channels, dtype=torch.float64)
+    x_first, y_first = (line.windows(z, first, places) for z in (x, y))
+    at_once = max(1, _PATCH_BYTES * len(first) // (4 * x_first.numel()))
+    for start in range(0, len(taps), at_once):
+        some = taps[start : start + at_once]
+        right = x_first.mT @ line.windows(y, some, places)
+        left = line.windows(x, some, places).mT @ y_first
+        shape = (len(x), len(first), channels, len(some), channels)
+        g[:, : line.shift, :, some.start : some.stop] = right.view(shape)
+        g[:, some.start : some.stop, :, : line.shift] = left.mT.view(shape).permute(0, 3, 4, 1, 2)
+    if not others:
         return g
-    enters = strip(x, places).mT @ strip(y, places)
-    leaves = strip(x, 0).mT @ strip(y, 0)
-    change = (enters.double() - leaves.double()).view(
-        len(x), taps - 1, channels, taps - 1, channels
+    enters, leaves = (
+        line.windows(x, taps[: len(others)], where).mT @ line.windows(y, taps[: len(others)], where)
+        for where in (range(len(places), len(places) + line.steps), range(line.steps))
     )
-    for a in range(1, taps):
-        g[:, a, :, 1:] = g[:, a - 1, :, :-1] + change[:, a - 1]
+    change = enters.double() - leaves.double()
+    change = change.view(len(x), len(others), channels, len(others), channels)
+    for a in others:
+        before = a - line.shift
+        g[:, a, :, line.shift :] = g[:, before, :, : -line.shift] + change[:, before]
     return g

@@ -36,7 +36,7 @@ __all__ = ["BurstRecipe", "convert"]
 # calibration option → what is fitted in each layer, in this order.
 _CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", "threshold", "bias"]}
 
-# Of the largest activations of a batch in all steps: on a CPU what malloc keeps, which saves page faults.
+# Of a batch's largest activations in all steps: on a CPU what malloc keeps, which saves page faults.
 _BATCH_BYTES = {"cpu": 2**25}
 _LARGEST_BATCH_BYTES = 2**30  # elsewhere
 _LARGEST_BATCH = 32
@@ -298,8 +298,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if min(wanted, len(images)) > fitting:
             warnings.warn(
                 f"calibration_images={wanted}: only the first {fitting} of {wanted} images are used, "
-                f"because memory and the folder for temporary files have room for {room / 2**30:.3g} GiB, "
-                f"and the activations of an image in all {self.options.time_steps} time steps may take "
+                f"because memory and the folder for temporary files have room for {room / 2**30:.3g} "
+                f"GiB, and what an image needs in all {self.options.time_steps} time steps may take "
                 f"{_LAYERS_HELD * largest / 2**30:.3g} GiB; set TMPDIR to a folder with more room, take "
                 f"fewer steps, or ask for {fitting}",
                 stacklevel=2,

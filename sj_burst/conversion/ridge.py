@@ -72,7 +72,9 @@ def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         size = sum(one[0].numel() * one[0].element_size() for one in held)
         if size >= _CHUNK_BYTES or i == len(values[0]) - 1:
             # A zero stands for every sample.
-            yield [part[0] if part[0].dim() == 0 else torch.cat(part) for part in zip(*held, strict=True)]
+            yield [
+                part[0] if part[0].dim() == 0 else torch.cat(part) for part in zip(*held, strict=True)
+            ]
             held = []
 
 

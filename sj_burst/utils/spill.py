@@ -28,11 +28,11 @@ def free_memory() -> int:
         >>> free_memory() > 0
         True
     """
-    return max(0, min(_free_of_machine(), _free_of_group()))
+    return max(0, int(min(_free_of_machine(), _free_of_group())))
 
 
 def memory_budget() -> int:
-    """Bytes for tensors that wait: a quarter of the free memory, shared by the processes of ``torchrun``.
+    """Bytes for tensors that wait: a quarter of what is free, shared by the processes of ``torchrun``.
 
     The rest is for batches at work, and for the system's cache of what was spilled.
 
@@ -79,7 +79,7 @@ def _free_of_group() -> float:
                 free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
             except (OSError, ValueError):  # no such file, or the limit "max"
                 continue
-    return free  # type: ignore[return-value]
+    return free
 
 
 def _groups() -> list[Path]:
@@ -154,9 +154,9 @@ def _told(size: int) -> Iterator[None]:
         free = shutil.disk_usage(folder).free
         raise OSError(
             error.errno,
-            f"{size / 2**20:.0f} MiB of recorded activations do not fit into memory, nor into {folder} "
-            f"({free / 2**20:.0f} MiB free): {error.strerror}; set TMPDIR to a folder with more room, or "
-            "ask for fewer calibration_images",
+            f"{size / 2**20:.0f} MiB of activations do not fit into memory, nor into {folder} "
+            f"({free / 2**20:.0f} MiB free): {error.strerror}; set TMPDIR to a folder with more room, "
+            "or ask for fewer calibration_images",
         ) from error
 
 
@@ -198,11 +198,11 @@ class _OnDisk(Kept):
         self._path, self._dtype = path, tensor.dtype
         self._shape, self._strides = tensor.shape, tensor.stride()
         with open(path, "wb", buffering=0) as file:
-            _write_all(file.fileno(), memoryview(_bytes(tensor).numpy()))
+            _write_all(file.fileno(), _bytes(tensor).numpy().data)
 
     def get(self) -> Tensor:
         tensor = torch.empty_strided(self._shape, self._strides, dtype=self._dtype)
-        view = memoryview(_bytes(tensor).numpy())
+        view = _bytes(tensor).numpy().data
         with open(self._path, "rb", buffering=0) as file:
             while view and (read := file.readinto(view)):
                 view = view[read:]
@@ -222,7 +222,7 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether each place in memory from the first to the last holds one element."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d]))
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], -tensor.shape[d]))
     return tensor.permute(order).is_contiguous()
 
 

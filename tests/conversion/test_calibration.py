@@ -7,7 +7,8 @@ from torch import nn
 
 import sj_burst
 from sj_burst.analysis.layers import layer_rates
-from sj_burst.conversion import calibration, layer, recipe
+from sj_burst.conversion import calibration as sweep_module
+from sj_burst.conversion import layer, recipe
 from sj_burst.conversion.calibration import calibrate_layers
 from sj_burst.conversion.fits import FITS
 from sj_burst.modules.neuron import mean_output, neurons
@@ -213,7 +214,7 @@ def test_a_cut_of_the_calibration_images_is_told(convert, taken):
     with pytest.warns(UserWarning, match="calibration_images=20: only the first 8 of 20 images") as seen:
         convert(narrow(), images.split(6), time_steps=4, calibration_images=20)
     assert "have room for 3.81e-06 GiB" in str(seen[0].message)
-    assert "an image in all 4 time steps may take 4.77e-07 GiB" in str(seen[0].message)
+    assert "what an image needs in all 4 time steps may take 4.77e-07 GiB" in str(seen[0].message)
     assert "ask for 8" in str(seen[0].message)
     assert torch.equal(taken[0], images[:8])
 
@@ -231,7 +232,9 @@ def test_spilling_changes_nothing(monkeypatch, convert, net, tmp_path):
     """Bit for bit, whether all is kept in memory, a part of it, or nothing."""
     ann = {
         "residual": resnet,
-        "pooling": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)),
+        "pooling": lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)
+        ),
         "leaky": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 2, 3)),
     }[net]()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -249,9 +252,9 @@ def test_spilling_changes_nothing(monkeypatch, convert, net, tmp_path):
             return kept
 
     states = {}
-    monkeypatch.setattr(calibration, "Spill", Watched)
+    monkeypatch.setattr(sweep_module, "Spill", Watched)
     for budget in (0, 2**18, 2**40):
-        monkeypatch.setattr(calibration, "memory_budget", lambda budget=budget: budget)
+        monkeypatch.setattr(sweep_module, "memory_budget", lambda budget=budget: budget)
         states[budget] = convert(ann, IMAGES[:2], **STEPS).state_dict()
         assert not list(tmp_path.iterdir())
     assert most[0][0] == most[2**40][1] == 0 < min(most[0][1], *most[2**18], most[2**40][0])
@@ -266,7 +269,7 @@ def test_no_file_is_left_when_a_calibration_breaks_off(monkeypatch, convert, tmp
         raise error
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(calibration, "memory_budget", lambda: 0)
+    monkeypatch.setattr(sweep_module, "memory_budget", lambda: 0)
     monkeypatch.setitem(FITS, "bias", fit)
     with pytest.raises(error):
         convert(resnet(), IMAGES[:1], calibration="light", **STEPS)
@@ -284,7 +287,7 @@ def test_spikes_are_kept_as_counts(monkeypatch, convert):
                 kept.append((tensor.dtype, tuple(tensor.shape)))
                 return super().keep(tensor)
 
-        monkeypatch.setattr(calibration, "Spill", Watched)
+        monkeypatch.setattr(sweep_module, "Spill", Watched)
         convert(ann, IMAGES[:1], time_steps=4, max_spikes=gamma, calibration="light")
         assert (dtype, (128, 4, 14, 14)) in kept
         assert (dtype, (128, 4, 7, 7)) in kept

@@ -62,7 +62,10 @@ def test_a_full_disk_names_the_remedy(folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", write)
-    with Spill(0) as kept, pytest.raises(OSError, match="set TMPDIR .* fewer calibration_images") as error:
+    with (
+        Spill(0) as kept,
+        pytest.raises(OSError, match=r"set TMPDIR .* fewer") as error,
+    ):
         kept.keep(torch.zeros(8))
     assert error.value.errno == errno.ENOSPC
     assert not list(folder.iterdir())
