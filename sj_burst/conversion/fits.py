@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +71,17 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     neuron = layer.neuron
     if neuron is None or layer.bounded:
         return
-    count = _batches_with(_IMAGES, layer.targets)
-    currents, targets = layer.evaluate()[:count], layer.targets[:count]
-    some = replace(layer, evaluate=lambda: currents, targets=targets)
     threshold, v_init = neuron.threshold, neuron.v_init
-
-    def cost(factor: float) -> Tensor:
-        neuron.threshold, neuron.v_init = factor * threshold, factor * v_init
-        squares = torch.stack([(phi - a).square().sum(0) for phi, a in some.rates()]).sum(0)
-        return channel_mean(squares) if threshold.dim() == 1 else squares.mean()
-
-    costs = torch.stack([cost(factor) for factor in (1.0, *factors)])
+    costs: Any = 0.0
+    for i in range(_batches_with(_IMAGES, layer.targets)):
+        current = layer.evaluate()[i : i + 1]
+        batch = replace(layer, evaluate=lambda z=current: z, targets=[layer.targets[i]])
+        found = []
+        for factor in (1.0, *factors):
+            neuron.threshold, neuron.v_init = factor * threshold, factor * v_init
+            (squares,) = ((phi - a).square().sum(0) for phi, a in batch.rates())
+            found.append(channel_mean(squares) if threshold.dim() == 1 else squares.mean())
+        costs = costs + torch.stack(found)
     best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
     neuron.threshold, neuron.v_init = best * threshold, best * v_init
 

@@ -19,6 +19,9 @@ _MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 _UNKNOWN = 4 * 2**30  # where the system does not tell
+# What waits lies in large blocks of its own: among short-lived tensors it would leave holes in the heap.
+_BLOCK = 2**26
+_ALIGNED = 64
 
 
 def free_memory() -> int:
@@ -117,6 +120,7 @@ class Spill:
         self.in_memory = self.on_disk = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
+        self._block = torch.empty(0, dtype=torch.uint8)  # what is free of the newest one
 
     def __enter__(self) -> "Spill":
         return self
@@ -127,7 +131,7 @@ class Spill:
             self._folder = None
 
     def keep(self, tensor: Tensor) -> "Kept":
-        """Keep a tensor of the CPU until its ``free()`` is called.
+        """Keep a copy of a tensor of the CPU until its ``free()`` is called.
 
         Raises:
             OSError: if there is no room on the disk either.
@@ -135,7 +139,7 @@ class Spill:
         size = tensor.numel() * tensor.element_size()
         if self.in_memory + size <= self.budget:
             self.in_memory += size
-            return _InMemory(self, size, tensor)
+            return _InMemory(self, size, self._copied(tensor))
         with _told(size):
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="sj_burst-")
@@ -143,6 +147,21 @@ class Spill:
             kept = _OnDisk(self, size, tensor, Path(self._folder.name) / str(self._files))
         self.on_disk += size
         return kept
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        tensor = tensor if _is_dense(tensor) else tensor.contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if size > len(self._block):
+            self._block = torch.empty(max(size, _BLOCK), dtype=torch.uint8)
+        copy = (
+            self._block[:size]
+            .view(tensor.dtype)
+            .as_strided(
+                tensor.shape, tensor.stride(), self._block.storage_offset() // tensor.element_size()
+            )
+        )
+        self._block = self._block[-(-size // _ALIGNED) * _ALIGNED :]
+        return copy.copy_(tensor)
 
 
 @contextmanager
