@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from ..utils.inference import evaluate
 from ..utils.outputs import tensors_of
 from . import composites
+from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
@@ -75,6 +76,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     gm, decided = trace(model, x)
     fold_constants(gm)
     if decided:
+        follow_batch(gm, model, x)
         check_batch_sizes(gm, model, x)
         if not follows_size(gm, model, x):
             guard_input(gm, x)

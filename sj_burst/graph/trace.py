@@ -184,10 +184,11 @@ def _sizes_as_arguments() -> Iterator[None]:
     """Record calls of such functions, like any other, while a network is traced."""
     found = [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
     found.append((F, "interpolate"))  # of a parameter to the size of the input
+    found += [(torch, name) for name in _OF_SIZES]
     originals = [getattr(module, name) for module, name in found]
     try:
         for (module, name), function in zip(found, originals, strict=True):
-            setattr(module, name, _recorded(function))
+            setattr(module, name, (_computed if name in _OF_SIZES else _recorded)(function))
         yield
     finally:
         for (module, name), function in zip(found, originals, strict=True):
@@ -205,6 +206,25 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         return traced.tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+# Functions of sizes alone, whose result Python goes on to compute with.
+_OF_SIZES = ("tensor", "broadcast_shapes")
+
+
+def _computed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call with what sizes are for the example."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _number)  # type: ignore[assignment]
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _number(value: Any) -> Any:
+    return value.tracer.number(value) if isinstance(value, fx.Proxy) else value
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
