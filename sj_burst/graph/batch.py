@@ -17,7 +17,7 @@ def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
     """Write ``x.size(0)`` again for what Python computed from it while a network was traced.
 
     The network is traced once more with one sample more. A number that grows from k·N to k·(N + 1) is
-    k times the number of samples; a constant with N equal rows needs only one, for it is broadcast.
+    k times the number of samples; a constant with N equal rows is one row, repeated.
     Whether the graph is right then is for :func:`~sj_burst.graph.standardize.check_batch_sizes` to say.
 
     Args:
@@ -45,7 +45,7 @@ def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
     values = record(gm, x)
     for node, more in zip(nodes, others, strict=True):
         if node.op == "get_attr":
-            _keep_one_row(gm, other, str(node.target), len(x))
+            _keep_one_row(gm, node, other, values)
         elif node.op != "placeholder":
             source = next((n for n in node.all_input_nodes if _has_rows(values[n], len(x))), nodes[0])
             numbers = _Numbers(gm, source, node, len(x))
@@ -94,11 +94,22 @@ class _Numbers:
             return self._size if factor == 1 else graph.call_function(operator.mul, (self._size, factor))
 
 
-def _keep_one_row(gm: fx.GraphModule, other: fx.GraphModule, name: str, samples: int) -> None:
-    """Of a constant that has one row a sample, all alike, keep the first."""
-    owner, _, key = name.rpartition(".")
+def _keep_one_row(
+    gm: fx.GraphModule, node: fx.Node, other: fx.GraphModule, values: dict[fx.Node, Any]
+) -> None:
+    """Of a constant that has one row a sample, all alike, keep the first, and repeat it where it is read."""
+    owner, _, key = str(node.target).rpartition(".")
     module = gm.get_submodule(owner)
     a, b = getattr(module, key), getattr(other.get_submodule(owner), key)
-    grown = isinstance(a, Tensor) and a.dim() > 0 and b.shape == (len(a) + 1, *a.shape[1:])
-    if grown and len(a) == samples and torch.equal(b, b[:1].expand_as(b)):
-        setattr(module, key, nn.Parameter(a[:1]) if isinstance(a, nn.Parameter) else a[:1].clone())
+    samples = len(next(iter(values.values())))
+    grown = _has_rows(a, samples) and b.shape == (samples + 1, *a.shape[1:])
+    if not grown or not torch.equal(b, b[:1].expand_as(b)):
+        return
+    setattr(module, key, nn.Parameter(a[:1]) if isinstance(a, nn.Parameter) else a[:1].clone())
+    for user in list(node.users):
+        inputs = [n for n in user.all_input_nodes if n is not node and n.op != "get_attr"]
+        source = next((n for n in inputs if _has_rows(values[n], samples)), next(iter(gm.graph.nodes)))
+        with gm.graph.inserting_before(user):
+            size = gm.graph.call_method("size", (source, 0))
+            rows = gm.graph.call_method("expand", (node, size, *a.shape[1:]))
+        user.replace_input_with(node, rows)

@@ -150,12 +150,19 @@ def _named(node: Any, *names: str) -> bool:
     return getattr(node.target, "__name__", node.target) in names and not node.kwargs
 
 
+def _constant(value: Any) -> fx.Node | None:
+    """The node that reads a constant which an argument is, if repeated."""
+    while _named(value, "expand", "broadcast_to"):
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
 def _is_zero(gm: fx.GraphModule, value: Any) -> bool:
     """Whether an argument is zero, as a number or as a tensor."""
     if _named(value, "zeros_like", "new_zeros"):
         return True
-    if isinstance(value, fx.Node) and value.op == "get_attr":
-        value = getattr(gm, str(value.target), None)
+    if (stored := _constant(value)) is not None:
+        value = getattr(gm, str(stored.target), None)
         return isinstance(value, Tensor) and not value.any()
     return isinstance(value, int | float) and value == 0
 
@@ -289,7 +296,8 @@ def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
 def _of_constant(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """``maximum(x, 2)`` as ``clamp_min(x, 2)``; whether it is one."""
     for x, other in (node.args, node.args[::-1]):
-        bound = values.get(other) if isinstance(other, fx.Node) and other.op == "get_attr" else None
+        stored = _constant(other)
+        bound = None if stored is None else values[stored]
         if not isinstance(bound, Tensor) or not bound.numel() or not isinstance(x, fx.Node):
             continue
         uniform = bool((bound == bound.flatten()[0]).all())
