@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..utils.exclusive import CONVERTING
+from ..utils.inference import evaluate
 from .operators import ACTIVATIONS
 from .tracer import DoesNotRun, ExampleTracer, isinstance_by_example
 
@@ -118,9 +119,14 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
         with CONVERTING, _sizes_as_arguments(), isinstance_by_example(model):
             graph = tracer.trace(model, concrete_args=_defaults(model) or None)
     except DoesNotRun as error:
+        remedy = "the loader must yield what the network was trained on"
+        if _runs(model, x[:1]):
+            remedy = (
+                "it runs on one sample at a time, but time steps are folded into the batch; replace fixed "
+                "batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
+            )
         raise ValueError(
-            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; the "
-            "loader must yield what the network was trained on"
+            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; {remedy}"
         ) from error
     except Exception as error:
         line = _line_of(error)
@@ -139,6 +145,14 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
     for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
         _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
     return fx.GraphModule(tracer.root, graph), tracer.decided
+
+
+def _runs(model: nn.Module, x: Tensor) -> bool:
+    try:
+        evaluate(model, x)
+    except Exception:
+        return False
+    return True
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
