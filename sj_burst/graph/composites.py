@@ -150,12 +150,19 @@ def _named(node: Any, *names: str) -> bool:
     return getattr(node.target, "__name__", node.target) in names and not node.kwargs
 
 
+def _constant(value: Any) -> fx.Node | None:
+    """The node that reads a constant which an argument is, if repeated."""
+    while _named(value, "expand", "broadcast_to"):
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
 def _is_zero(gm: fx.GraphModule, value: Any) -> bool:
     """Whether an argument is zero, as a number or as a tensor."""
     if _named(value, "zeros_like", "new_zeros"):
         return True
-    if isinstance(value, fx.Node) and value.op == "get_attr":
-        value = getattr(gm, str(value.target), None)
+    if (stored := _constant(value)) is not None:
+        value = getattr(gm, str(stored.target), None)
         return isinstance(value, Tensor) and not value.any()
     return isinstance(value, int | float) and value == 0
 
@@ -213,19 +220,22 @@ def find_maxima(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
         values: of its nodes for an example; new nodes are added.
     """
     for node in list(gm.graph.nodes):
+        if _named_anyhow(node, "amax", "amin", "sum"):
+            _of_stack(gm, node, values)
+    for node in list(gm.graph.nodes):
         if _named_anyhow(node, "max", "min") and isinstance(values.get(node), tuple):
             _values_only(gm, node, values)
         elif _named(node, "maximum", "minimum", "max", "min") and len(node.args) == 2:
-            _of_two(gm, node, values)
+            _of_constant(gm, node, values) or _of_two(gm, node, values)
     for node in list(gm.graph.nodes):
         if _named_anyhow(node, "amin"):
             _negated(gm, node, values)
     gm.recompile()
 
 
-def _named_anyhow(node: fx.Node, *names: str) -> bool:
+def _named_anyhow(node: Any, *names: str) -> bool:
     """As :func:`_named`, with keyword arguments too."""
-    called = node.op in ("call_function", "call_method")
+    called = isinstance(node, fx.Node) and node.op in ("call_function", "call_method")
     return called and getattr(node.target, "__name__", node.target) in names
 
 
@@ -249,13 +259,56 @@ def _values_only(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     readers = list(node.users)
     if not all(map(is_value, readers)):
         return
-    named = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    named = _arguments(node, "input", "dim", "keepdim")
     amax = torch.amax if getattr(node.target, "__name__", node.target) == "max" else torch.amin
     new = _put(gm, node, values, amax, named["input"], named["dim"], named.get("keepdim", False))
     for user in readers:
         user.replace_all_uses_with(new)
         gm.graph.erase_node(user)
     gm.graph.erase_node(node)
+
+
+_OF_STACK = {"amax": torch.maximum, "amin": torch.minimum, "sum": torch.add}
+
+
+def _of_stack(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """``stack(tensors).amax(0)`` one by one: the samples keep the first dimension."""
+    named = _arguments(node, "input", "dim", "keepdim")
+    stack = named["input"]
+    if not _named_anyhow(stack, "stack") or named.get("keepdim") or named.get("dim") not in (0, (0,), [0]):
+        return
+    tensors, dim = (_arguments(stack, "tensors", "dim").get(key) for key in ("tensors", "dim"))
+    if dim or not isinstance(tensors, list | tuple):
+        return
+    function = _OF_STACK[getattr(node.target, "__name__", node.target)]
+    found = tensors[0]
+    for tensor in tensors[1:]:
+        found = _put(gm, node, values, function, found, tensor)
+    node.replace_all_uses_with(found)
+    gm.graph.erase_node(node)
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """The arguments of a call, by name."""
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _of_constant(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """``maximum(x, 2)`` as ``clamp_min(x, 2)``; whether it is one."""
+    for x, other in (node.args, node.args[::-1]):
+        stored = _constant(other)
+        bound = None if stored is None else values[stored]
+        if not isinstance(bound, Tensor) or not bound.numel() or not isinstance(x, fx.Node):
+            continue
+        uniform = bool((bound == bound.flatten()[0]).all())
+        if uniform and values[x].shape == values[node].shape and values[x].dtype == values[node].dtype:
+            largest = str(getattr(node.target, "__name__", node.target)).startswith("max")
+            clamp = torch.clamp_min if largest else torch.clamp_max
+            new = _put(gm, node, values, clamp, x, bound.flatten()[0].item())
+            node.replace_all_uses_with(new)
+            gm.graph.erase_node(node)
+            return True
+    return False
 
 
 def _of_two(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
@@ -272,7 +325,7 @@ def _of_two(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> No
 
 def _negated(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
     """``amin(x)`` as ``−amax(−x)``."""
-    named = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    named = _arguments(node, "input", "dim", "keepdim")
     x = _put(gm, node, values, operator.neg, named["input"])
     largest = _put(gm, node, values, torch.amax, x, named.get("dim", ()), named.get("keepdim", False))
     node.replace_all_uses_with(_put(gm, node, values, operator.neg, largest))

@@ -126,13 +126,13 @@ AFFINE_FUNCTIONS = {
     *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
     *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.fold, F.unfold, torch.channel_shuffle, same_size, assigned),
-    *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.broadcast_to, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
 }
 AFFINE_METHODS = {
     *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
     *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
-    *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
+    *("broadcast_to", "expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
     *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
     "new_ones",
 }

@@ -9,12 +9,14 @@ from torch import Tensor, fx, nn
 from ..utils.inference import evaluate
 from ..utils.outputs import tensors_of
 from . import composites
+from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, follows_values, record
 from .operators import OUT_OF_PLACE, same_size
+from .padding import fold_padding
 from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
 
 __all__ = ["rewrite", "standardize"]
@@ -75,6 +77,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     gm, decided = trace(model, x)
     fold_constants(gm)
     if decided:
+        follow_batch(gm, model, x)
         check_batch_sizes(gm, model, x)
         if not follows_size(gm, model, x):
             guard_input(gm, x)
@@ -82,6 +85,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     find_relus(gm, values)
     find_maxima(gm, values)
     problems = calls_to_modules(gm, values)
+    problems |= fold_padding(gm, values)
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
     write_as_methods(gm, values)

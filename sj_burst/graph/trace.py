@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ..utils.exclusive import CONVERTING
+from ..utils.inference import evaluate
 from .operators import ACTIVATIONS
 from .tracer import DoesNotRun, ExampleTracer, isinstance_by_example
 
@@ -118,9 +119,14 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
         with CONVERTING, _sizes_as_arguments(), isinstance_by_example(model):
             graph = tracer.trace(model, concrete_args=_defaults(model) or None)
     except DoesNotRun as error:
+        remedy = "the loader must yield what the network was trained on"
+        if _runs(model, x[:1]):
+            remedy = (
+                "it runs on one sample at a time, but time steps are folded into the batch; replace fixed "
+                "batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
+            )
         raise ValueError(
-            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; the "
-            "loader must yield what the network was trained on"
+            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; {remedy}"
         ) from error
     except Exception as error:
         line = _line_of(error)
@@ -139,6 +145,14 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
     for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
         _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
     return fx.GraphModule(tracer.root, graph), tracer.decided
+
+
+def _runs(model: nn.Module, x: Tensor) -> bool:
+    try:
+        evaluate(model, x)
+    except Exception:
+        return False
+    return True
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -184,10 +198,11 @@ def _sizes_as_arguments() -> Iterator[None]:
     """Record calls of such functions, like any other, while a network is traced."""
     found = [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
     found.append((F, "interpolate"))  # of a parameter to the size of the input
+    found += [(torch, name) for name in _OF_SIZES]
     originals = [getattr(module, name) for module, name in found]
     try:
         for (module, name), function in zip(found, originals, strict=True):
-            setattr(module, name, _recorded(function))
+            setattr(module, name, (_computed if name in _OF_SIZES else _recorded)(function))
         yield
     finally:
         for (module, name), function in zip(found, originals, strict=True):
@@ -205,6 +220,25 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         return traced.tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+# Functions of sizes alone, whose result Python goes on to compute with.
+_OF_SIZES = ("tensor", "broadcast_shapes")
+
+
+def _computed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call with what sizes are for the example."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _number)  # type: ignore[assignment]
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _number(value: Any) -> Any:
+    return value.tracer.number(value) if isinstance(value, fx.Proxy) else value
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, fx, nn
 
@@ -14,7 +15,7 @@ from .evaluate import follows_values
 
 __all__ = ["DoesNotRun", "ExampleTracer", "isinstance_by_example"]
 
-_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "T", "mT", "requires_grad")
+_ATTRIBUTES = ("shape", "dtype", "device", "layout", "is_cuda", "T", "mT", "requires_grad")
 
 
 class DoesNotRun(Exception):
@@ -121,10 +122,14 @@ class ExampleTracer(fx.Tracer):
         finally:
             self._evaluating = before
 
+    def create_arg(self, a: Any) -> Any:
+        """Also numbers of NumPy, as plain ones."""
+        return super().create_arg(a.item() if isinstance(a, numpy.generic) else a)
+
     def number(self, proxy: fx.Proxy) -> Any:
         """What a proxy stands for, which Python wants to know, if sizes alone decide it."""
         value = self.value_of(proxy.node)
-        if isinstance(value, Tensor) or proxy.node in self._following:
+        if proxy.node in self._following:
             raise fx.proxy.TraceError("the value of a tensor decides what is done")
         self.decided = True
         return value
@@ -172,9 +177,15 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, k: str) -> Any:
         value = self.tracer.values.get(self.node)
+        if k == "ndim" and isinstance(value, Tensor):
+            return value.ndim  # the same for any input
         if k in _ATTRIBUTES and hasattr(value, k):
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
         return super().__getattr__(k)
+
+    def dim(self) -> int:
+        """How many dimensions, which are the same for any input."""
+        return self.tracer.value_of(self.node).dim()
 
     def __len__(self) -> int:
         value = self.tracer.value_of(self.node)
