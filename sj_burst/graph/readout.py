@@ -13,7 +13,7 @@ from .trace import describe
 
 __all__ = ["ReadOut", "split_readout"]
 
-_PLUMBING = {f"Tensor.{name}" for name in ("__getitem__", "clone", "round", "to", "size")}
+_PLUMBING = {f"Tensor.{name}" for name in ("__getitem__", "clone", "float", "round", "to", "size")}
 
 
 class ReadOut(nn.Module):
@@ -169,7 +169,8 @@ class _Split:
         dtype = self._values[node].dtype
         if dtype.is_floating_point or dtype.is_complex:
             return graph.call_method("clone", (mean,))  # to be written into
-        return graph.call_method("to", (graph.call_method("round", (mean,)), dtype))
+        rounded = graph.call_method("round", (graph.call_method("float", (mean,)),))
+        return graph.call_method("to", (rounded, dtype))
 
     def _copied(self, graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node:
         if node not in made:  # the number of samples
