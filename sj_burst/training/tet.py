@@ -228,6 +228,6 @@ def _check_readout(net: SpikingNetwork, returned: Any, output: Any) -> None:
     if not kept or not answer.gather(1, scores.argmax(1, True)).ge(answer.amax(1, True)).all():
         raise ValueError(
             f"finetune takes the loss of the outputs before the read-out, and this {net.readout!r} "
-            "makes other class scores of them; finetune a network that ends in what the loss is for, and "
-            "apply the rest to its answer"
+            "makes other class scores of them; finetune a network that ends in what the loss is for, "
+            "and apply the rest to its answer"
         )

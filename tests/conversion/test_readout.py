@@ -176,7 +176,7 @@ def test_the_rest_of_the_package_takes_them(tmp_path, name):
 
 @torch.no_grad()
 def test_layers_of_a_read_out_cost_macs_once_a_sample():
-    net, x, snn, bare = pair(ENDS["normalised and weighed"])
+    _, x, snn, bare = pair(ENDS["normalised and weighed"])
     counted = sj_burst.synops(snn, [x], 4)
     assert counted.layers["last"] == sj_burst.simulation.operations.LayerOperations(0, 20, 20)
     assert sj_burst.simulate(snn, [x], 4, progress=False).operations.layers == counted.layers
@@ -252,9 +252,8 @@ def test_a_mask_reaches_the_read_out_and_lengths_are_free():
         x[:, length - 2 :] = 0
         return x
 
-    x = sequences(6)
-    snn = sj_burst.convert(net, [x], progress=False, channel_wise=False, **EXACT)
-    for x in (x, sequences(9)):
+    snn = sj_burst.convert(net, [sequences(6)], progress=False, channel_wise=False, **EXACT)
+    for x in (sequences(6), sequences(9)):
         assert_alike(snn.answer(x, 7), net(x), atol=0.02)
     assert snn.run(x, 2)[1][0].dtype == torch.bool  # the mask, beside the scores
 
