@@ -9,6 +9,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from .graph.evaluate import depends_on_input, evaluate_node
+from .graph.readout import ReadOut
 from .graph.repeat import constant_nodes
 from .modules.neuron import BurstIFNode, neurons
 from .modules.temporal import TemporalModule, TimeFold, temporal_modules, time_folded
@@ -16,7 +17,7 @@ from .options import Options
 from .utils.checks import check_count
 from .utils.inference import device_of
 from .utils.layout import channels_last
-from .utils.outputs import map_tensors
+from .utils.outputs import RunningMean, map_tensors
 
 __all__ = ["Presentation", "SpikingNetwork"]
 
@@ -67,7 +68,10 @@ class Presentation:
         return {n: channels_last(value) if n in self._read else None for n, value in values.items()}
 
     def run(self, time_steps: int) -> Any:
-        """Output of the next steps ``[T, N, ...]``, or the network's nesting of such outputs."""
+        """Output of the next steps ``[T, N, ...]``, or the network's nesting of such outputs.
+
+        What the network's ``readout`` computes is left out: it is for their mean.
+        """
         check_count(time_steps=time_steps)
         fold = TimeFold(time_steps, len(self.x))
         with time_folded(self.graph, fold):
@@ -103,14 +107,22 @@ class SpikingNetwork(nn.Module, base.StepModule):
     SpikingJelly's ``functional.reset_net`` and ``functional.set_step_mode`` work as on any network,
     and by its convention the state lives from call to call until ``reset_net``.
 
+    What comes after the last neuron and is no affine map, a softmax say, is applied to the mean over
+    time of the outputs before it. A call, :meth:`run` and :meth:`present` return these, step by step,
+    in the nesting of the ANN's outputs: in the place of an output that the read-out computes stands
+    the value that it is computed from, or a tuple of them if there are several. :meth:`answer` returns
+    what the ANN returns.
+
     Args:
         graph: the converted graph.
         options: the conversion's options, for the record and for saving.
         input_shape: shape of one sample, as seen in calibration.
         dead: how many channels of a layer never fired in calibration, for layers that have some.
         input_dtype: of the inputs in calibration; integers are indices, or pictures not yet scaled.
+        readout: from mean outputs to the answer; ``None`` if they are the answer.
 
     Attributes:
+        readout: from mean outputs ``[N, ...]`` to the answer; ``nn.Identity`` if they are the answer.
         measured: T and spikes per sample of the last :func:`sj_burst.simulate`; ``None`` before.
 
     Example:
@@ -127,9 +139,11 @@ class SpikingNetwork(nn.Module, base.StepModule):
         input_shape: tuple[int, ...] = (),
         dead: dict[str, int] | None = None,
         input_dtype: torch.dtype = torch.float32,
+        readout: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
+        self.readout = nn.Identity() if readout is None else readout
         self.options = options or Options()
         self.input_shape = input_shape
         self.dead = dead or {}
@@ -143,7 +157,10 @@ class SpikingNetwork(nn.Module, base.StepModule):
         return device_of(self)
 
     def forward(self, x: Tensor) -> Any:
-        """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``."""
+        """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``.
+
+        Outputs are those before the read-out.
+        """
         if self.step_mode == "s":
             self.check_input(x)
             return self.graph(x)
@@ -156,7 +173,8 @@ class SpikingNetwork(nn.Module, base.StepModule):
     def run(self, x: Tensor, time_steps: int) -> Any:
         """Present an input ``[N, ...]`` for T steps from a fresh state; returns ``[T, N, ...]``.
 
-        A network that returns tuples, lists or dicts returns the same of such tensors.
+        A network that returns tuples, lists or dicts returns the same of such tensors. They are the
+        outputs before the read-out, ``snn.readout(mean over T)`` is the answer.
         What comes before the first neuron is computed once. Works in either step mode, and leaves a
         fresh state. Who wants to go on from where the membrane potentials are uses :meth:`present`.
 
@@ -174,6 +192,28 @@ class SpikingNetwork(nn.Module, base.StepModule):
         check_count(time_steps=time_steps)
         with self.present(x) as shown:
             return shown.run(time_steps)
+
+    def answer(self, x: Tensor, time_steps: int) -> Any:
+        r"""The answer to an input ``[N, ...]`` after T steps, as the ANN returns it ``[N, ...]``.
+
+        .. math::
+            r\Big(\frac1T \sum_{t \le T} o(t)\Big)
+
+        with the outputs o(t) of :meth:`run` and the read-out r.
+
+        Raises:
+            ValueError: if T < 1, or ``x`` does not fit what the network was calibrated on.
+
+        Example:
+            >>> import sj_burst
+            >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(dim=1))
+            >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
+            >>> torch.allclose(snn.answer(torch.rand(5, 3), 4).sum(1), torch.ones(5))
+            True
+        """
+        mean = RunningMean()
+        mean.add(self.run(x, time_steps))
+        return self.readout(mean.value())
 
     def present(self, x: Tensor) -> Presentation:
         """Hold ``x`` from a fresh state, for as many steps and in as many parts as one asks for.
@@ -239,4 +279,6 @@ class SpikingNetwork(nn.Module, base.StepModule):
             f"{len(layers)} layers of neurons{spikes})"
         )
         rows = [f"  {k}: {type(node).__name__}({node.extra_repr()})" for k, node in layers.items()]
+        if isinstance(self.readout, ReadOut):
+            rows.append(f"  then, of the mean output: {self.readout!r}")
         return "\n".join([head, *rows])

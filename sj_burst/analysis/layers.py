@@ -16,11 +16,10 @@ from ..modules.pooling import MAX_POOLS
 from ..modules.temporal import time_sum
 from ..network import SpikingNetwork
 from ..simulation.plan import steps_at_once
-from ..simulation.steps import at_least_single
 from ..utils.checks import check_count, check_network
 from ..utils.inference import eval_mode, forward_hooks
 from ..utils.loader import batches, check_loader, first_samples
-from ..utils.outputs import map_tensors, side_by_side
+from ..utils.outputs import RunningMean, at_least_single, map_tensors, side_by_side
 
 __all__ = ["LayerMeans", "layer_means", "layer_rates"]
 
@@ -58,8 +57,8 @@ def layer_means(
         time_steps: T.
 
     Yields:
-        Layer name to :class:`LayerMeans`, in order of execution, and the outputs of SNN (mean over
-        T) and ANN.
+        Layer name to :class:`LayerMeans`, in order of execution, and the answers of SNN (of its mean
+        output over T) and ANN.
 
     Raises:
         ValueError: if T < 1, the loader is empty, ``ann`` is not the network that ``snn`` was
@@ -108,18 +107,16 @@ def layer_means(
                 wanted = side_by_side(graph(x))
                 sums.clear()
                 with snn.present(x) as shown:
-                    total: Any = 0
+                    mean = RunningMean()
                     for out_seq in shown.chunks(time_steps, steps_at_once(len(x))):
-                        total = total + side_by_side(
-                            map_tensors(lambda t: at_least_single(t).sum(0), out_seq)
-                        )
+                        mean.add(out_seq)
                 layers = {}
                 for name in names:
                     current, rate, steps = sums[name]
                     layers[name] = LayerMeans(
                         current / steps, rate / steps, activations[name], modules[name]
                     )
-                outputs = (total / time_steps, wanted)
+                outputs = side_by_side(map_tensors(at_least_single, snn.readout(mean.value()))), wanted
                 _check_shapes(layers, outputs)
                 _check_finite(layers, outputs)
                 yield layers, outputs
@@ -173,8 +170,10 @@ def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
 
 def _layer_names(snn: SpikingNetwork, graph: fx.GraphModule) -> list[str]:
     """Neurons and what stands for max-pooling, in order of execution."""
-    missing = sorted(set(activation_names(graph)) ^ set(neurons(snn.graph)))
+    after = {name for name, _ in getattr(snn.readout, "graph", nn.Identity()).named_modules()}
+    missing = sorted((set(activation_names(graph)) - after) ^ set(neurons(snn.graph)))
     pools = [str(n.target) for n in graph.graph.nodes if is_module(graph, n, MAX_POOLS)]
+    pools = [name for name in pools if name not in after]
     known = dict(snn.graph.named_modules())
     missing += [name for name in pools if name not in known]
     if missing:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..graph.fuse import unfused
+from ..graph.readout import ReadOut
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..options import Options
@@ -36,7 +37,7 @@ class Report:
         notes: what is worth knowing beyond the table.
         time_steps: T of the measurement; ``None`` without data.
         samples: how many were measured.
-        output_error: root of the relative squared error of the network's mean output.
+        output_error: root of the relative squared error of the network's answer.
         advice: what to change, the most important first.
         operations: SynOps and energy.
     """
@@ -203,6 +204,8 @@ def _notes(snn: SpikingNetwork, layers: list[LayerReport]) -> list[str]:
             f"BatchNorm {', '.join(names)} could not be folded into a neighbour; it runs at every "
             "step, which is correct but costs time"
         )
+    if isinstance(snn.readout, ReadOut):
+        notes.append(f"of the mean output: {snn.readout!r}; no neuron comes after it")
     for name, count in snn.dead.items():
         notes.append(
             f"{name}: {count} channel(s) never fired in calibration and have the layer's median "

@@ -121,14 +121,14 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingN
         ValueError: where file and network do not fit.
     """
     options, state = content["options"], content["state_dict"]
-    gm, _ = prepare(ann, example, compare=False, direct=options.coding == "direct")
+    gm, readout, _ = prepare(ann, example, compare=False, direct=options.coding == "direct")
     names, saved = sorted(activation_names(gm)), sorted(content["max_spikes"])
     if names != saved:
         raise ValueError(f"the file holds neurons {saved}, and ann has activations {names}")
     neurons = {name: _neuron(name, content) for name in activation_names(gm)}
     assemble(gm, neurons, options, state.get("graph.encoder.threshold"), example)
     shape = tuple(content["input_shape"])
-    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"])
+    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"], readout)
     if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(f"they differ in {different[:4]}")
     _fill(snn, state)

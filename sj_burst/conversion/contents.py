@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..graph.readout import ReadOut
 from ..graph.trace import describe
 from ..modules.neuron import check_max_spikes
 from ..network import SpikingNetwork
@@ -45,7 +46,11 @@ def _version(package: str) -> str:
 
 def architecture(snn: SpikingNetwork) -> list[str]:
     """What state dicts do not tell: the order of operations, and strides, kernel sizes and the like."""
-    graph = snn.graph
+    graphs = [snn.graph, *([snn.readout.graph] if isinstance(snn.readout, ReadOut) else [])]
+    return [line for graph in graphs for line in _lines(graph)]
+
+
+def _lines(graph: fx.GraphModule) -> list[str]:
     index = {node: f"#{i}" for i, node in enumerate(graph.graph.nodes)}  # names depend on the tracing
     calls = []
     for node, number in index.items():

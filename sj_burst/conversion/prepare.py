@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,11 +12,14 @@ from ..graph.check import (
     check_batch_independent,
     check_equal,
     check_equal_elsewhere,
+    check_same,
     check_supported,
     doubled,
+    find_readout,
     in_double,
 )
 from ..graph.fuse import fuse
+from ..graph.readout import ReadOut, split_readout
 from ..graph.standardize import rewrite
 from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
 from ..modules.bounded import BoundedActivation
@@ -23,13 +27,25 @@ from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..utils.inference import evaluate
 
-__all__ = ["prepare"]
+__all__ = ["Prepared", "prepare"]
 
 
-def prepare(
-    ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True
-) -> tuple[fx.GraphModule, dict[str, nn.Module]]:
-    """Standardize, check and fuse a copy of a network, and bound its bounded activations.
+class Prepared(NamedTuple):
+    """A network that is ready for neurons.
+
+    Attributes:
+        graph: of plain modules, up to the read-out.
+        readout: what is applied to the mean output.
+        replaced: the bounded activations that ``Hardtanh`` modules took the place of, by name.
+    """
+
+    graph: fx.GraphModule
+    readout: ReadOut | nn.Identity
+    replaced: dict[str, nn.Module]
+
+
+def prepare(ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True) -> Prepared:
+    """Standardize, check and fuse a copy of a network, and split its read-out off.
 
     Args:
         ann: a trained network; stays as it is.
@@ -37,9 +53,6 @@ def prepare(
         compare: check that the graph computes what the network computes, and that it does not mix
             samples; not where the weights do not matter, as in loading.
         direct: the input is held as it is, not coded in spikes.
-
-    Returns:
-        The graph, and the bounded activations that ``Hardtanh`` modules took the place of, by name.
 
     Raises:
         TypeError: for a network that is converted already.
@@ -60,13 +73,17 @@ def prepare(
     fuse(gm, precise)
     if compare:
         check_equal(gm, ann, x)
+    gm, readout = _split(gm, precise, direct, compare)
     _round(gm, dtypes, x.dtype)
+    if isinstance(readout, ReadOut):
+        _round(readout.graph, dtypes, x.dtype)
     if not activation_names(gm):
         raise ValueError(
             "the network has no ReLU, LeakyReLU, Hardtanh, clamp, RateNorm or QCFS to convert"
         )
     replaced = clip_bounded(gm)
-    return fx.GraphModule(gm, gm.graph).eval(), replaced  # with its modules in the order of execution
+    ordered = fx.GraphModule(gm, gm.graph).eval()  # with its modules in the order of execution
+    return Prepared(ordered, readout, replaced)
 
 
 def _in_double(ann: nn.Module, x: Tensor) -> nn.Module:
@@ -77,6 +94,19 @@ def _in_double(ann: nn.Module, x: Tensor) -> nn.Module:
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
         return ann
     return wide
+
+
+def _split(
+    gm: fx.GraphModule, x: Tensor, direct: bool, compare: bool
+) -> tuple[fx.GraphModule, ReadOut | nn.Identity]:
+    """Split the read-out off, in place; checked at another batch size than that of the tracing."""
+    nodes = find_readout(gm, x, direct)
+    more = torch.cat([x, x[:1]])
+    wanted = evaluate(gm, more) if nodes and compare else None
+    gm, readout = split_readout(gm, x, nodes)
+    if wanted is not None:
+        check_same(evaluate(nn.Sequential(gm, readout), more), wanted)
+    return gm, readout
 
 
 def _round(gm: fx.GraphModule, dtypes: Mapping[str, torch.dtype], default: torch.dtype) -> None:

@@ -52,11 +52,16 @@ def convert(
     progress: bool = True,
     **fields: Any,
 ) -> SpikingNetwork:
-    """Convert a trained ReLU network to a spiking one.
+    r"""Convert a trained ReLU network to a spiking one.
 
     The same as ``ann2snn.Converter(BurstRecipe(loader, options), device).convert(ann)`` with
     SpikingJelly's converter. One thread converts at a time, and no other thread may run a network in
     the meantime: torch.fx patches ``nn.Module`` while it traces.
+
+    Functions after the last neuron that a mean over time does not pass (softmax, sigmoid, normalize,
+    products of outputs, …) become the network's read-out,
+    :math:`\text{answer} = r(\frac1T \sum_t o(t))` with the outputs o(t) before them; see
+    :attr:`SpikingNetwork.readout <sj_burst.network.SpikingNetwork>`.
 
     Args:
         ann: a trained network; stays as it is.
@@ -92,6 +97,7 @@ class _Conversion:
 
     x: Tensor  # example input [2, ...]
     graph: fx.GraphModule
+    readout: nn.Module
     replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
     statistics: dict[str, ActivationStatistics] = field(default_factory=dict)
     neurons: dict[str, BurstIFNode] = field(default_factory=dict)
@@ -190,8 +196,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
                 f"{x.dtype}; scale them in the loader, or use coding='direct'"
             )
-        gm, trained = prepare(ann, x, direct=self.options.coding == "direct")
-        self._work = _Conversion(x, gm, trained)
+        self._work = _Conversion(x, *prepare(ann, x, direct=self.options.coding == "direct"))
         return nn.Identity()  # for the converter to trace: the graph is there
 
     @_hook
@@ -269,7 +274,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         dead = {name: count for name, count in dead.items() if count and fitted}
         self._end()
-        return SpikingNetwork(fx_model, options, tuple(work.x.shape[1:]), dead, work.x.dtype).eval()
+        shape = tuple(work.x.shape[1:])
+        return SpikingNetwork(fx_model, options, shape, dead, work.x.dtype, work.readout).eval()
 
     @property
     def _open(self) -> _Conversion:

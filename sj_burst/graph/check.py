@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from ..modules.pooling import MAX_POOLS
 from ..utils.inference import evaluate
-from ..utils.outputs import tensors_of
-from .evaluate import depends_on_input, has_tensor, record, run_with_types
+from ..utils.outputs import map_tensors, tensors_of
+from .evaluate import depends_on_input, evaluate_node, has_tensor, record, run_with_types
 from .operators import (
     ACTIVATIONS,
     AFFINE_FUNCTIONS,
@@ -21,6 +21,8 @@ from .operators import (
     FIRING,
     PRODUCT_METHODS,
     PRODUCTS,
+    WEIGHTED,
+    WEIGHTED_CALLS,
 )
 from .trace import describe, is_module, place_of, problem_text, unsupported_message
 
@@ -29,13 +31,13 @@ __all__ = [
     "check_equal",
     "check_equal_elsewhere",
     "check_supported",
+    "find_readout",
     "in_double",
 ]
 
 REMEDIES = {
-    "softmax": "return the logits instead; the class of the maximum is the same",
-    "logsigmoid": "return the logits instead",
-    "sigmoid": "return the logits instead, or retrain a gate without it",
+    "softmax": "leave it out; after the last neuron it can stay",
+    "sigmoid": "leave it out, or drop the gate; after the last neuron it can stay",
     "silu": "retrain with ReLU, which is the function a spiking neuron computes",
     "gelu": "retrain with ReLU, which is the function a spiking neuron computes",
     "elu": "retrain with ReLU, which is the function a spiking neuron computes",
@@ -45,11 +47,10 @@ REMEDIES = {
     "mul": "a product of two activations is not a rate; use a sum, or drop the gate",
     "dropout": "use nn.Dropout, which is dropped",
 }
-_DEFAULT_REMEDY = "replace it by ReLU, max-pooling or an affine operation, or move it after the SNN"
-_AFTER = (
-    "nothing fires after it; leave it out of the network, and apply it to the mean output of the "
-    "spiking network afterwards"
+_DEFAULT_REMEDY = (
+    "replace it by ReLU, max-pooling or an affine operation, or move it after the last neuron"
 )
+_RANDOM = "its result is random, which a read-out of the mean output cannot be; leave it out"
 _RETRAIN = "retrain"
 _STATISTICS = "train with them"
 _LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"}
@@ -87,6 +88,35 @@ def check_supported(
             f"the network must return a tensor, or tuples, lists or dicts of tensors, it returned "
             f"{type(output).__name__}"
         )
+    if problems := _problems(gm, values, known, direct)[0]:
+        raise ValueError(unsupported_message(problems))
+
+
+def find_readout(gm: fx.GraphModule, x: Tensor, direct: bool = True) -> set[fx.Node]:
+    """The nodes from the first function after the last neuron on that is no affine map.
+
+    They need no spiking counterpart: applied to the mean output they are exact. An activation that has
+    weights on the way to it or after it, counted from that function, is a hidden layer, not a read-out.
+
+    Args:
+        gm: a graph that :func:`check_supported` has passed.
+        x: example input ``[N, ...]``.
+        direct: as there.
+
+    Example:
+        >>> from sj_burst import standardize
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.Softmax(1), nn.Flatten())
+        >>> x = torch.rand(2, 3)
+        >>> sorted(node.target for node in find_readout(standardize(net, x), x))
+        ['3', '4']
+    """
+    return _problems(gm, record(gm, x), {}, direct)[1]
+
+
+def _problems(
+    gm: fx.GraphModule, values: dict[fx.Node, Any], known: Mapping[fx.Node, str], direct: bool
+) -> tuple[list[str], set[fx.Node]]:
+    """What no spiking network can compute, with the reasons; and what may be left to a read-out."""
     depending = depends_on_input(gm)
     wrong = {
         n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
@@ -94,16 +124,49 @@ def check_supported(
     # What should be ReLUs counts as such, so that all of it is named at once.
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
-    after, before = _reached(gm, firing | asked), _reached(gm, firing | asked, backward=True)
+    sources = firing if direct else firing | {n for n in gm.graph.nodes if n.op == "placeholder"}
+    varying, after = _reached(gm, sources), _reached(gm, firing | asked)
+    first = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
+    readout = {n for n in first | _reached(gm, first) if n.op != "output"}
+    refused = _hidden(gm, readout, firing | asked)
+    for node in first - refused:
+        if _is_random(gm, node, values):
+            wrong[node] = _RANDOM
+            refused.add(node)
     problems = list(known.values())
     for node, problem in wrong.items():
-        first = node not in after and node not in asked and not problem.endswith(_STATISTICS)
-        if first and direct:
+        constant = node not in after and node not in asked and not problem.endswith(_STATISTICS)
+        if constant and direct:
             continue  # it sees a constant input, of which each step may compute what it likes
-        last = firing and node in asked and node not in before
-        problems.append(problem_text(gm, node, _AFTER if last else problem))
-    if problems:
-        raise ValueError(unsupported_message(problems))
+        if node in refused or node not in readout:
+            problems.append(problem_text(gm, node, problem))
+    return problems, readout
+
+
+def _hidden(gm: fx.GraphModule, readout: set[fx.Node], activations: set[fx.Node]) -> set[fx.Node]:
+    """Activations with weights before or after them, of a read-out, and all that leads to them."""
+    weighted = {n for n in readout if _has_weights(gm, n)}
+    beside = _reached(gm, weighted) | _reached(gm, weighted, backward=True)
+    hidden = activations & readout & beside
+    return hidden | _reached(gm, hidden, backward=True)
+
+
+def _has_weights(gm: fx.GraphModule, node: fx.Node) -> bool:
+    stored = any(n.op == "get_attr" for n in node.all_input_nodes)
+    return is_module(gm, node, WEIGHTED) or (node.target in WEIGHTED_CALLS and stored)
+
+
+@torch.no_grad()
+def _is_random(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """Whether a node returns something else when it is asked again."""
+
+    def copied(n: fx.Node) -> Any:
+        return map_tensors(torch.clone, values[n])
+
+    with torch.random.fork_rng(devices=[]):
+        first, second = (evaluate_node(gm, node, copied) for _ in range(2))
+    pairs = zip(tensors_of(first).values(), tensors_of(second).values(), strict=True)
+    return not all(_close(a, b, 1e-3) for a, b in pairs)
 
 
 def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:

@@ -36,7 +36,8 @@ __all__ = [
 def copy_with_plain_weights(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
 
-    Modules inside ``DataParallel`` and the like stand in their place.
+    Modules inside ``DataParallel`` and the like stand in their place, and BatchNorm in that of a
+    ``FrozenBatchNorm2d``, which is one without a training mode.
 
     Raises:
         ValueError: if the network cannot be copied, or computes weights in hooks; names all layers.
@@ -53,10 +54,20 @@ def copy_with_plain_weights(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} cannot be copied ({error}); {remedy}") from error
     for module in list(model.modules()):
         for name, child in module._modules.items():
-            module._modules[name] = child and unwrapped(child)
+            module._modules[name] = child and _unfrozen(unwrapped(child))
         if parametrize.is_parametrized(module):
             _drop_parametrizations(module)
     return model
+
+
+def _unfrozen(module: nn.Module) -> nn.Module:
+    """BatchNorm for the ``FrozenBatchNorm2d`` of torchvision and detectron2; others as they are."""
+    if type(module).__name__ != "FrozenBatchNorm2d":
+        return module
+    state: Any = module.state_dict()
+    norm = nn.BatchNorm2d(len(state["weight"]), getattr(module, "eps", 1e-5))
+    norm.load_state_dict(state, strict=False)  # the count of batches is of training
+    return norm.to(state["weight"].device, state["weight"].dtype).eval()
 
 
 def _computes_weights(module: nn.Module) -> bool:

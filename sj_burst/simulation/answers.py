@@ -1,12 +1,14 @@
 """What samples answer after every step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..utils import distributed
 from ..utils.labels import check_labels, correct_share
 from .result import SimulationResult
-from .steps import at_least_single
+from .steps import RunningAnswer
 
 __all__ = ["AnswerTotals", "Answers"]
 
@@ -19,42 +21,52 @@ class Answers:
         time_steps: T.
         target: class labels ``[N, ...]``; others are not compared.
         wanted: the reference's output ``[N, ...]``.
+        running: makes the answer of what it has seen so far.
 
     Attributes:
-        steps: how many were taken.
-        output: mean output of those who have left.
+        running: its ``value`` and ``scores`` are of the samples that are still there.
+        output: answer of those who have left.
         exits: the step after which each left.
     """
 
     def __init__(
-        self, samples: int, time_steps: int, target: Tensor | None, wanted: Tensor | None
+        self,
+        samples: int,
+        time_steps: int,
+        target: Tensor | None,
+        wanted: Tensor | None,
+        running: RunningAnswer,
     ) -> None:
         self.samples, self.time_steps, self.wanted = samples, time_steps, wanted
         self.labels = None if target is None or target.is_floating_point() else target
-        self.steps = 0
+        self.running = running
         self.labelled = 0  # samples with a label of a class
         self.active = torch.arange(samples)
         self.exits = torch.full((samples,), time_steps)
         self.hits: list[Tensor] = []  # [samples] after every step
         self.errors: list[Tensor] = []
-        self.total = self.output = torch.empty(0)
+        self.output = torch.empty(0)
 
-    def step(self, out: Tensor) -> None:
-        """Take the output of the samples that are still there."""
-        out = at_least_single(out)
-        if self.steps == 0:
-            self._check(out)
-            self.total, self.output = torch.zeros_like(out), torch.zeros_like(out)
-            self.active, self.exits = self.active.to(out.device), self.exits.to(out.device)
-        self.total = self.total + out
-        self.steps += 1
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return self.running.steps
+
+    def step(self, returned: Any) -> None:
+        """Take what the network returned ``[1, N, ...]`` for the samples that are still there."""
+        self.running.add(returned)
+        answer = self.running.value
+        if self.steps == 1:
+            self._check(answer)
+            self.output = torch.zeros_like(answer)
+            self.active, self.exits = self.active.to(answer.device), self.exits.to(answer.device)
         if self.labels is not None:
-            right, known = correct_share(self.total, self.labels[self.active])
+            right, known = correct_share(answer, self.labels[self.active])
             self._record(self.hits, right)
             if self.steps == 1:
                 self.labelled = int(known.sum())
         if self.wanted is not None:
-            self._record(self.errors, _squares(self.mean() - self.wanted[self.active]))
+            self._record(self.errors, _squares(answer - self.wanted[self.active]))
 
     def _check(self, out: Tensor) -> None:
         """Raise where shapes would broadcast to a wrong result."""
@@ -78,16 +90,13 @@ class Answers:
         now[self.active] = values
         history.append(now)
 
-    def mean(self) -> Tensor:
-        """The answer so far of the samples that are still there."""
-        return self.total / self.steps
-
     def keep(self, stay: Tensor) -> None:
         """The others leave with their answer; ``stay`` is a mask of those that are still there."""
         gone = self.active[~stay]
-        self.output[gone] = self.mean()[~stay]
+        self.output[gone] = self.running.value[~stay]
         self.exits[gone] = self.steps
-        self.total, self.active = self.total[stay], self.active[stay]
+        self.running.keep(stay)
+        self.active = self.active[stay]
 
     def finish(self) -> None:
         """The last leave."""

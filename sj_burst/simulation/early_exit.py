@@ -14,9 +14,9 @@ from ..utils.checks import check_count, check_range
 from ..utils.inference import eval_mode
 from ..utils.labels import IGNORED, check_labels, is_label
 from ..utils.loader import batches, check_loader
-from ..utils.outputs import select_output
+from ..utils.outputs import steps_of
 from .plan import steps_at_once
-from .steps import at_least_single
+from .steps import RunningAnswer
 
 __all__ = ["confidence_margin", "fit_early_exit"]
 
@@ -30,7 +30,7 @@ def confidence_margin(output: Tensor) -> Tensor:
         p_{(1)} - p_{(2)}, \qquad p = \mathrm{softmax}(\bar o)
 
     Args:
-        output: mean output so far ``[N, classes]``.
+        output: mean output so far ``[N, classes]``, as logits.
 
     Returns:
         ``[N]``, in [0, 1].
@@ -63,7 +63,8 @@ def fit_early_exit(
     r"""The smallest confidence margin at which leaving costs no more than ``max_loss`` points.
 
     A sample leaves after the first step t at which :func:`confidence_margin` reaches the margin; the
-    loss is the accuracy (percent) after T steps less the accuracy with exits. Every larger margin
+    loss is the accuracy (percent) after T steps less the accuracy with exits. The margin is that of the
+    mean output before the read-out, if it has the answer's shape. Every larger margin
     loses no more than ``max_loss`` either, so the choice is not a lucky dip. Our own rule.
 
     Args:
@@ -101,10 +102,9 @@ def fit_early_exit(
             for x, target in batches(loader):
                 if not is_label(target, (len(x),)):
                     raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
-                means = _running_means(snn, x.to(snn.device), time_steps, output)
-                check_labels(target, means.shape[2])
-                hits = (means.argmax(2) == target.to(means.device)).float().cpu()  # [T, N]
-                margins = torch.stack([confidence_margin(mean) for mean in means]).cpu()
+                answers, margins = _running(snn, x.to(snn.device), time_steps, output)
+                check_labels(target, answers.shape[2])
+                hits = (answers.argmax(2) == target.to(answers.device)).float().cpu()  # [T, N]
                 early += _hits_with_exits(hits, margins)
                 full += hits[-1].sum()
                 samples += (target != IGNORED).sum().cpu()
@@ -117,14 +117,16 @@ def fit_early_exit(
     return _MARGINS[int(unsafe[-1]) + 1 if len(unsafe) else 0].item()
 
 
-def _running_means(snn: SpikingNetwork, x: Tensor, time_steps: int, output: Any) -> Tensor:
-    """Mean output after every step ``[T, N, ...]``."""
+def _running(snn: SpikingNetwork, x: Tensor, time_steps: int, output: Any) -> tuple[Tensor, Tensor]:
+    """Answers ``[T, N, ...]`` and confidence margins ``[T, N]`` after every step."""
+    running, answers, margins = RunningAnswer(snn, output), [], []
     with snn.present(x) as shown:
-        returned = shown.chunks(time_steps, steps_at_once(len(x)))
-        chunks = [at_least_single(select_output(out, output)) for out in returned]
-    totals = torch.cat(chunks).cumsum(0)
-    steps = torch.arange(1, time_steps + 1, device=totals.device)
-    return totals / steps.view(-1, *[1] * (totals.dim() - 1))
+        for returned in shown.chunks(time_steps, steps_at_once(len(x))):
+            for out in steps_of(returned):
+                running.add(out)
+                answers.append(running.value)
+                margins.append(confidence_margin(running.scores))
+    return torch.stack(answers), torch.stack(margins).cpu()
 
 
 def _hits_with_exits(hits: Tensor, margins: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ class SimulationResult:
     """What :func:`simulate` measured; ``print`` it for a short table.
 
     Attributes:
-        accuracy: ``[T]``, share of samples whose mean output so far has its maximum at the target,
-            after every step; ``None`` without labels of a class.
-        error: ``[T]``, root of the mean squared difference between the mean output so far and the
+        accuracy: ``[T]``, share of samples whose answer so far has its maximum at the target, after
+            every step; ``None`` without labels of a class.
+        error: ``[T]``, root of the mean squared difference between the answer so far and the
             reference, relative to the reference; ``None`` without one.
-        output: ``[samples, ...]``, output averaged over the steps that a sample took (logits of a
-            classifier), for the samples of this process.
+        output: ``[samples, ...]``, the answer: output averaged over the steps that a sample took (logits
+            of a classifier), after the read-out, if there is one; for the samples of this process.
         spikes: for every layer of neurons ``[T]``, spikes per sample in each step (a burst of n
             counts n, a negative spike 1).
         samples: number of samples, of all processes.

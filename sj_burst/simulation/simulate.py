@@ -17,13 +17,13 @@ from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, eval_mode, evaluate
 from ..utils.loader import batches, check_loader
-from ..utils.outputs import select_output
+from ..utils.outputs import select_output, steps_of
 from .answers import Answers, AnswerTotals
 from .early_exit import confidence_margin
 from .plan import plan_run
 from .result import SimulationResult
 from .spikes import count_spikes
-from .steps import present
+from .steps import RunningAnswer, present
 from .synops import count_operations
 
 __all__ = ["simulate"]
@@ -44,10 +44,12 @@ def simulate(
 ) -> SimulationResult:
     r"""Present every sample for T steps and record the answer after each of them.
 
-    The answer after t steps is the mean output so far, :math:`\frac1t\sum_{s\le t} o(s)`. State is
-    reset before every batch and after the last. Steps run in chunks, so memory does not grow with
-    T, and what comes before the first neuron is computed once per batch. In the processes of a
-    ``torchrun``, each simulates its own batches and all return the result over all of them.
+    The answer after t steps is that of the mean output so far,
+    :math:`r(\frac1t\sum_{s\le t} o(s))`, where the read-out r is what comes after the last neuron and is
+    no affine map, a softmax say; mostly there is none. State is reset before every batch and after the
+    last. Steps run in chunks, so memory does not grow with T, and what comes before the first neuron is
+    computed once per batch. In the processes of a ``torchrun``, each simulates its own batches and all
+    return the result over all of them.
 
     Args:
         snn: a converted network; other SpikingJelly networks run step by step.
@@ -57,7 +59,8 @@ def simulate(
         chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
             a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
         early_exit: a sample leaves at the end of a chunk once its confidence margin, the difference
-            of the two largest class probabilities, is at least this; it keeps its answer. See
+            of the two largest class probabilities, is at least this; it keeps its answer. They are the
+            softmax of the mean output, before a read-out that keeps its shape. See
             :func:`sj_burst.fit_early_exit`. ``None`` for never.
         reference: the ANN, to record the output's error against it.
         output: which tensor is the answer, if the network returns several: a key or an index, or a
@@ -97,9 +100,10 @@ def simulate(
                 pairs = chain([head], pairs)
                 for batch in tqdm(pairs, "simulate", disable=not progress, leave=False):
                     for x, target, wanted in _parts(batch, reference, output, device, plan.samples):
-                        answers = Answers(len(x), time_steps, target, wanted)
+                        running = RunningAnswer(snn, output)
+                        answers = Answers(len(x), time_steps, target, wanted, running)
                         counter.restart()
-                        seconds += _follow(snn, x, answers, plan.chunk, early_exit, output)
+                        seconds += _follow(snn, x, answers, plan.chunk, early_exit)
                         totals.add(answers)
             result = totals.result(counter.per_step, seconds)
             if isinstance(snn, SpikingNetwork):
@@ -134,21 +138,18 @@ def _parts(
         yield x[rows], None if target is None else target[rows], None if wanted is None else wanted[rows]
 
 
-def _follow(
-    snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None, output: Any
-) -> float:
+def _follow(snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None) -> float:
     """Take one batch through its steps; returns the seconds of the forward passes."""
     seconds, start = 0.0, time.perf_counter()
     with present(snn, x) as shown:
         for returned in shown.chunks(answers.time_steps, chunk):
-            out_seq = select_output(returned, output)
-            if out_seq.is_cuda:
-                torch.cuda.synchronize(out_seq.device)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
             seconds += time.perf_counter() - start
-            for out in out_seq:
+            for out in steps_of(returned):
                 answers.step(out)
             if early_exit is not None and answers.steps < answers.time_steps:
-                stay = confidence_margin(answers.mean()) < early_exit
+                stay = confidence_margin(answers.running.scores) < early_exit
                 if not stay.any():
                     break
                 if not stay.all():

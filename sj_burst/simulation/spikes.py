@@ -14,7 +14,7 @@ from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
 from ..network import SpikingNetwork
 from ..utils.inference import device_of, forward_hooks
-from .steps import at_least_single
+from ..utils.outputs import at_least_single
 
 __all__ = ["POOLS", "SOURCES", "SpikeCounter", "count_spikes", "spike_numbers"]
 

@@ -7,9 +7,11 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
+from ..graph.readout import ReadOut
 from ..network import Presentation, SpikingNetwork
+from ..utils.outputs import RunningMean, at_least_single, select_output, tensors_of
 
-__all__ = ["StepByStep", "at_least_single", "present"]
+__all__ = ["RunningAnswer", "StepByStep", "present", "scores_of"]
 
 
 def present(snn: nn.Module, x: Tensor) -> "Presentation | StepByStep":
@@ -43,11 +45,70 @@ class StepByStep:
             yield torch.stack([self.net(self.x) for _ in range(min(chunk, time_steps - first))])
 
 
-def at_least_single(x: Tensor) -> Tensor:
-    """``x`` in a precision to sum in: half precision loses more in the sum than in the network.
+class RunningAnswer:
+    """The answer to the input so far: of the mean outputs, what the read-out makes.
+
+    Args:
+        snn: any spiking network.
+        output: which tensor is the answer; ``None`` if there is one only.
+
+    Attributes:
+        value: the answer ``[N, ...]``.
+        scores: what class probabilities are the softmax of: the mean output before the read-out, of the
+            shape of the answer; or else the answer.
 
     Example:
-        >>> at_least_single(torch.ones(1, dtype=torch.float16)).dtype
-        torch.float32
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(dim=1))
+        >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
+        >>> running = RunningAnswer(snn)
+        >>> running.add(snn.run(torch.rand(5, 3), 4))
+        >>> torch.equal(running.scores.softmax(1), running.value)
+        True
     """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def __init__(self, snn: nn.Module, output: Any = None) -> None:
+        readout = getattr(snn, "readout", None)
+        self._readout = readout if isinstance(readout, ReadOut) else None
+        self._output = output
+        self._mean = RunningMean()
+        self.value = self.scores = torch.empty(0)
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return self._mean.steps
+
+    def add(self, returned: Any) -> None:
+        """Take what the network returned in some steps ``[T, N, ...]``."""
+        if self._readout is None:
+            self._mean.add(select_output(returned, self._output))
+            self.value = self.scores = self._mean.value()
+            return
+        self._mean.add(returned)
+        means = self._mean.value()
+        self.value = at_least_single(select_output(self._readout(means), self._output))
+        self.scores = scores_of(means, self.value, self._output)
+
+    def keep(self, samples: Tensor) -> None:
+        """Go on with these samples only, a boolean mask ``[N]``."""
+        self._mean.keep(samples)
+        self.value, self.scores = self.value[samples], self.scores[samples]
+
+
+def scores_of(means: Any, answer: Tensor, output: Any) -> Tensor:
+    """The output in the place of the answer, if it has its shape; else the answer.
+
+    Args:
+        means: outputs before the read-out ``[N, ...]``.
+        answer: the one that the read-out makes of them.
+        output: which one it is.
+
+    Example:
+        >>> scores_of({"a": torch.ones(1, 2)}, torch.tensor([[0.5, 0.5]]), "a")
+        tensor([[1., 1.]])
+    """
+    found = tensors_of(means)
+    path = output if isinstance(output, tuple) else () if output is None else (output,)
+    scores = found.get(path, next(iter(found.values())) if output is None and len(found) == 1 else None)
+    return answer if scores is None or scores.shape != answer.shape else scores

@@ -8,7 +8,8 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..graph.evaluate import record
+from ..graph.evaluate import evaluate_node, record
+from ..graph.readout import ReadOut
 from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
 from ..utils.checks import check_count
@@ -18,7 +19,7 @@ from .operations import Operations
 from .plan import steps_at_once
 from .spikes import SOURCES, count_spikes
 from .steps import present
-from .walk import SpikeWalk
+from .walk import LayerCost, SpikeWalk
 
 __all__ = ["count_operations", "synops"]
 
@@ -40,6 +41,7 @@ def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations
     - A layer whose input is the analog image (direct coding) runs as MACs, once, because its input
       is the same at every step; one that reads currents which vary (two weighted layers without a
       neuron between them) runs as MACs at every step.
+    - A weighted layer in the read-out runs once, as MACs.
     - The analog remainder of ``"compensated"`` coding counts as its size in spikes.
     - Updates of neurons, pooling windows, biases and memory traffic are not counted; neither are
       they for the ANN.
@@ -99,6 +101,14 @@ def graph_of(snn: nn.Module) -> fx.GraphModule:
     return graph
 
 
+def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
+    """What the layers of a read-out cost: they run once, on analog values."""
+    values: dict[fx.Node, Any] = {}
+    for node in readout.graph.graph.nodes:
+        values[node] = evaluate_node(readout.graph, node, values.__getitem__, mean)
+    return SpikeWalk(readout.graph, values, {}).run()
+
+
 @torch.no_grad()
 def count_operations(
     snn: nn.Module, spikes: dict[str, Tensor], x: Tensor, samples: int, time_steps: int
@@ -121,6 +131,8 @@ def count_operations(
     finally:
         reset_net(snn)
     costs = SpikeWalk(gm, values, spikes).run()
+    if isinstance(readout := getattr(snn, "readout", None), ReadOut):
+        costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
     return Operations(
         {name: cost.per_sample(samples, time_steps) for name, cost in costs.items()}, time_steps
     )

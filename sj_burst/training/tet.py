@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..conversion.contents import network_contents
+from ..graph.readout import ReadOut
 from ..network import SpikingNetwork
+from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.labels import check_labels
-from ..utils.outputs import select_output
+from ..utils.outputs import map_tensors, select_output
 from .epoch import Writer, has_class, labelled, train_epoch
 from .run import Run, fingerprints
 
@@ -103,6 +105,10 @@ def finetune(
     ratio to them; both are buffers again in the network that is returned, so that ``save`` and
     ``load`` work as before. BatchNorm that is not fused stays in eval mode.
 
+    The loss is that of the outputs before the network's read-out: a softmax or log-softmax that ends
+    the network is in the cross entropy, and does not come twice. So a read-out may scale the class
+    scores, each sample's by an increasing function, but not make scores of something else.
+
     Args:
         snn: a converted network with finite Γ; stays as it is, but for its reset state.
         loader: training batches ``(input, label)``; each input is presented for T steps.
@@ -123,8 +129,8 @@ def finetune(
         The fine-tuned network in eval mode, with its state reset.
 
     Raises:
-        ValueError: for a bad value, if the loss becomes NaN, no label is of a class, Γ is infinite, or
-            the checkpoint is of another run or network.
+        ValueError: for a bad value, if the loss becomes NaN, no label is of a class, Γ is infinite, the
+            read-out changes which class is largest, or the checkpoint is of another run or network.
         TypeError: for another network, or a loader without labels.
 
     Source: Deng et al., ICLR 2022.
@@ -164,7 +170,9 @@ def finetune(
             return None
         reset_net(net)
         scales.apply_to_nodes()
-        return tet_loss(_outputs(net, x, time_steps, step_mode, output), target, lam, phi)
+        returned = _outputs(net, x, time_steps, step_mode)
+        _check_readout(net, returned, output)
+        return tet_loss(select_output(returned, output), target, lam, phi)
 
     for epoch in range(run.epoch + 1, epochs + 1):
         pairs, title = labelled(loader, "loader", net.device), f"tune {epoch}/{epochs}"
@@ -200,8 +208,26 @@ def _check_sound(net: SpikingNetwork) -> None:
         )
 
 
-def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str, output: Any) -> Tensor:
-    """Logits at every step for an input that is held, ``[T, N, C]``."""
+def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Any:
+    """Outputs of every step for an input that is held, ``[T, N, ...]``."""
     if step_mode == "m":
-        return select_output(net.run(x, time_steps), output)
-    return torch.stack([select_output(net(x), output) for _ in range(time_steps)])
+        return net.run(x, time_steps)
+    steps = [net(x) for _ in range(time_steps)]
+    return map_tensors(lambda *outputs: torch.stack(outputs), *steps)
+
+
+@torch.no_grad()
+def _check_readout(net: SpikingNetwork, returned: Any, output: Any) -> None:
+    """Raise unless the class of the largest output is that of the answer."""
+    if not isinstance(net.readout, ReadOut):
+        return
+    running = RunningAnswer(net, output)
+    running.add(returned)
+    answer, scores = running.value, running.scores
+    kept = scores is not answer and answer.dim() > 1
+    if not kept or not answer.gather(1, scores.argmax(1, True)).ge(answer.amax(1, True)).all():
+        raise ValueError(
+            f"finetune takes the loss of the outputs before the read-out, and this {net.readout!r} "
+            "makes other class scores of them; finetune a network that ends in what the loss is for, "
+            "and apply the rest to its answer"
+        )
