@@ -11,7 +11,9 @@ from ..graph.evaluate import evaluate_node
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean
+from ..utils.inputs import rows
 from ..utils.layout import channels_last, move
+from ..utils.outputs import map_tensors
 from .layer import Layer
 from .sources import Source, current_sources
 
@@ -22,7 +24,7 @@ __all__ = ["calibrate_layers"]
 def calibrate_layers(
     gm: fx.GraphModule,
     ann_modules: Mapping[str, nn.Module],
-    inputs: list[Tensor],
+    inputs: list[Any],
     time_steps: int,
     fits: Iterable[Callable[[Layer], None]],
     *,
@@ -39,20 +41,20 @@ def calibrate_layers(
     Args:
         gm: the converted graph, with neurons in place; its parameters are changed.
         ann_modules: the modules that neurons and spiking pooling took the place of, by name.
-        inputs: calibration batches ``[N, ...]``.
+        inputs: calibration batches ``[N, ...]``, or tuples or dicts of several.
         time_steps: T.
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
         progress: show a progress bar.
     """
     fits = list(fits)
-    inputs = [channels_last(x) for x in inputs]
+    inputs = [map_tensors(channels_last, x) for x in inputs]
     # What else is temporal, an encoder say, passes the ANN's values on.
     temporal = [name for name, module in gm.named_modules() if isinstance(module, TemporalModule)]
     stand_ins = dict.fromkeys(temporal, nn.Identity()) | dict(ann_modules)
     ann = _Activations(gm, inputs, time_steps, device, stand_ins)
     snn = _Activations(gm, inputs, time_steps, device)
-    sources = current_sources(gm, inputs[0][:2].to(device))
+    sources = current_sources(gm, map_tensors(lambda t: t[:2].to(device), inputs[0]))
     # Evaluated when their layer is fitted, and not before.
     refitted = {n for node, source in sources.items() for n in source.refitted(node)}
     last_use = _last_use(gm, sources)
@@ -75,7 +77,7 @@ class _Activations:
 
     Args:
         gm: the converted graph.
-        inputs: calibration batches ``[N, ...]``.
+        inputs: calibration batches ``[N, ...]``, or tuples or dicts of several.
         time_steps: T.
         device: where the graph runs.
         stand_ins: called in place of modules of the graph, by name.
@@ -84,13 +86,13 @@ class _Activations:
     def __init__(
         self,
         gm: fx.GraphModule,
-        inputs: list[Tensor],
+        inputs: list[Any],
         time_steps: int,
         device: torch.device,
         stand_ins: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.gm, self.inputs, self.device = gm, inputs, device
-        self.folds = [TimeFold(time_steps, len(x)) for x in inputs]
+        self.folds = [TimeFold(time_steps, rows(x)) for x in inputs]
         self.stand_ins = stand_ins or {}
         self._values: dict[fx.Node, list[Any]] = {}
 

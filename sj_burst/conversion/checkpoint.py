@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from ..functional import per_channel
 from ..graph.trace import activation_names, copy_with_plain_weights
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import InputKind, SpikingNetwork
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
-from .assemble import assemble, new_neuron
+from .assemble import assemble, encoder_names, new_neuron
 from .contents import architecture, network_contents, read_contents
 from .prepare import prepare
 
@@ -95,26 +95,31 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         ) from error
 
 
-def _example(content: dict[str, Any]) -> Tensor:
-    """Two samples of the shape and precision that the file names."""
-    state, input_dtype = content["state_dict"], content["input_dtype"]
+def _example(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Two samples of the shapes and precision that the file names, by the names of the inputs."""
+    state, kinds = content["state_dict"], content["input_dtypes"]
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    example = torch.rand(2, *content["input_shape"], generator=torch.Generator().manual_seed(0))
-    return example.to(dtype if input_dtype.is_floating_point else input_dtype)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.rand(2, *shape, generator=generator).to(
+            dtype if kinds[name].is_floating_point else kinds[name]
+        )
+        for name, shape in content["input_shapes"].items()
+    }
 
 
-def _stand_in(ann: nn.Module, example: Tensor) -> nn.Module:
+def _stand_in(ann: nn.Module, example: dict[str, Tensor]) -> nn.Module:
     """A copy of the network on the CPU in the precision of the file: its architecture is wanted."""
     if any(t.is_meta for t in (*ann.parameters(), *ann.buffers())):
         raise ValueError(
             "ann is on the meta device, which holds no values; pass ann.to_empty(device='cpu'), whose "
             "values do not matter"
         )
-    dtype = example.dtype if example.is_floating_point() else None
+    dtype = next((t.dtype for t in example.values() if t.is_floating_point()), None)
     return copy_with_plain_weights(ann).to("cpu", dtype)
 
 
-def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingNetwork:
+def _build(ann: nn.Module, content: dict[str, Any], example: dict[str, Tensor]) -> SpikingNetwork:
     """The saved network, by the steps of a conversion.
 
     Raises:
@@ -126,9 +131,17 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingN
     if names != saved:
         raise ValueError(f"the file holds neurons {saved}, and ann has activations {names}")
     neurons = {name: _neuron(name, content) for name in activation_names(gm)}
-    assemble(gm, neurons, options, state.get("graph.encoder.threshold"), example)
-    shape = tuple(content["input_shape"])
-    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"])
+    largest = {
+        name: state[key]
+        for name in encoder_names(gm).values()
+        if (key := f"graph.{name}.threshold") in state
+    }
+    assemble(gm, neurons, options, largest, example)
+    inputs = {
+        name: InputKind(tuple(shape), content["input_dtypes"][name])
+        for name, shape in content["input_shapes"].items()
+    }
+    snn = SpikingNetwork(gm, options, inputs, content["dead"])
     if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(f"they differ in {different[:4]}")
     _fill(snn, state)
@@ -166,7 +179,7 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _check_neurons(snn: SpikingNetwork, example: Tensor) -> None:
+def _check_neurons(snn: SpikingNetwork, example: dict[str, Tensor]) -> None:
     """Raise unless thresholds, potentials and currents fit what the neurons get."""
 
     def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:

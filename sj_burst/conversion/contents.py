@@ -17,7 +17,7 @@ from ..utils.files import read_whole
 
 __all__ = ["architecture", "network_contents", "read_contents"]
 
-FORMAT = 4
+FORMAT = 5
 
 
 def network_contents(snn: SpikingNetwork) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def network_contents(snn: SpikingNetwork) -> dict[str, Any]:
         "sj_burst": _version("sj_burst"),
         "spikingjelly": _version("spikingjelly"),
         "options": dataclasses.asdict(snn.options),
-        "input_shape": list(snn.input_shape),
-        "input_dtype": snn.input_dtype,
+        "input_shapes": {name: list(kind.shape) for name, kind in snn.inputs.items()},
+        "input_dtypes": {name: kind.dtype for name, kind in snn.inputs.items()},
         "dead": snn.dead,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "architecture": architecture(snn),
@@ -117,8 +117,8 @@ def _is_plain_tensor(value: Any) -> bool:
 
 _SOUND: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "options": ("options by name", _named(lambda value: True)),
-    "input_shape": ("a list of sizes", _list_of(_is_size)),
-    "input_dtype": ("a torch.dtype", lambda value: isinstance(value, torch.dtype)),
+    "input_shapes": ("lists of sizes by input", _named(_list_of(_is_size))),
+    "input_dtypes": ("a torch.dtype by input", _named(lambda value: isinstance(value, torch.dtype))),
     "dead": ("numbers of channels by layer", _named(_is_size)),
     "max_spikes": ("Γ ≥ 1 by layer", _named(_is_max_spikes)),
     "architecture": ("a list of strings", _list_of(lambda value: isinstance(value, str))),

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.evaluate import record
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import InputKind, SpikingNetwork
 from ..options import Options
 from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
 from ..rules.statistics import ActivationStatistics
@@ -23,8 +23,10 @@ from ..rules.transfer import Transfer
 from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
-from ..utils.loader import batches, check_loader, first_samples
-from .assemble import assemble, new_neuron, slope_below_zero
+from ..utils.inputs import Inputs, bind, join, rows
+from ..utils.loader import Pictures, batches, check_loader, first_samples
+from ..utils.outputs import map_tensors, tensors_of
+from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .fits import FITS
 from .observe import observe
@@ -43,6 +45,8 @@ def convert(
     loader: Iterable[Any],
     options: Options | None = None,
     *,
+    time_dim: int | None = None,
+    frames: str = "mean",
     device: torch.device | str | None = None,
     progress: bool = True,
     **fields: Any,
@@ -55,8 +59,12 @@ def convert(
 
     Args:
         ann: a trained network; stays as it is.
-        loader: training batches, ``(input, target)`` or inputs; read several times.
+        loader: training batches, ``(input, target)`` or inputs; read several times. For a network that
+            takes several inputs, as for :func:`sj_burst.simulate`.
         options: an :class:`Options`; ``None`` for the defaults.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
+        frames: what of such a sequence calibrates: ``"mean"`` its mean frame, of which the ANN's answer
+            is what rates approach; ``"each"`` every frame as a picture of its own.
         device: where to convert, and where the spiking network is; ``None`` for where ``ann`` is.
         progress: show progress bars.
         **fields: options by name, in place of those in ``options``.
@@ -77,7 +85,7 @@ def convert(
         torch.Size([4, 5, 2])
     """
     check_network(ann=ann)
-    recipe = BurstRecipe(loader, options, progress=progress, **fields)
+    recipe = BurstRecipe(loader, options, time_dim=time_dim, frames=frames, progress=progress, **fields)
     return ann2snn.Converter(recipe, device).convert(ann)
 
 
@@ -85,7 +93,7 @@ def convert(
 class _Conversion:
     """What one conversion carries from hook to hook."""
 
-    x: Tensor  # example input [2, ...]
+    x: Any  # example input [2, ...], or several
     graph: fx.GraphModule
     replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
     statistics: dict[str, ActivationStatistics] = field(default_factory=dict)
@@ -132,6 +140,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     Args:
         calibration_loader: training batches, ``(input, target)`` or inputs; read several times.
         options: an :class:`Options`; ``None`` for the defaults.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
+        frames: what of such a sequence calibrates: ``"mean"`` its mean frame, of which the ANN's answer
+            is what rates approach; ``"each"`` every frame as a picture of its own.
         progress: show progress bars.
         **fields: options by name, in place of those in ``options``.
 
@@ -154,6 +165,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         calibration_loader: Iterable[Any],
         options: Options | None = None,
         *,
+        time_dim: int | None = None,
+        frames: str = "mean",
         progress: bool = True,
         **fields: Any,
     ) -> None:
@@ -163,6 +176,13 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self.calibration_loader = calibration_loader
         self.progress = progress
         self.options = (options or Options()).changed(**fields)
+        self.time_dim = time_dim
+        self._pictures = Pictures(calibration_loader, "calibration_loader", time_dim, frames)
+        if time_dim is not None and self.options.coding == "compensated":
+            raise ValueError(
+                "coding='compensated' adds what rate coding loses of an input that is held; with "
+                f"time_dim={time_dim} take coding='direct' or 'rate'"
+            )
         self._work: _Conversion | None = None
 
     def __repr__(self) -> str:
@@ -178,14 +198,16 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
         """Standardize, check and fuse a copy of the network."""
         _warn_of_allowance(self.options)
-        x = torch.cat([x[:2] for x in first_samples(self.calibration_loader, 2, "calibration_loader")])
-        x = torch.cat([x, x])[:2].to(converter.device)
-        if self.options.coding != "direct" and not x.is_floating_point():
+        found = [x.value for x in first_samples(self._pictures, 2, "calibration_loader")]
+        x = Inputs(join(found * 2))[:2].to(converter.device).value
+        coded = self.options.coding != "direct"
+        whole = [t.dtype for t in tensors_of(x).values() if not t.is_floating_point()]
+        if coded and whole:
             raise ValueError(
                 f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
-                f"{x.dtype}; scale them in the loader, or use coding='direct'"
+                f"{whole[0]}; scale them in the loader, or use coding='direct'"
             )
-        gm, trained = prepare(ann, x, direct=self.options.coding == "direct")
+        gm, trained = prepare(ann, x, direct=not coded and self.time_dim is None)
         self._work = _Conversion(x, gm, trained)
         return nn.Identity()  # for the converter to trace: the graph is there
 
@@ -200,7 +222,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         given = self.options.threshold == "trained" and self.options.potential != "ann"
         self._open.statistics = observe(
             fx_model,
-            [self._open.x] if given else self.calibration_loader,  # nothing to observe
+            [(self._open.x,)] if given else self._pictures,  # nothing to observe
             channel_wise=self.options.channel_wise,
             device=converter.device,
             progress=self.progress,
@@ -212,14 +234,16 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         """Make a neuron for every activation, and turn the graph into a spiking one."""
         work = self._open
         max_spikes = self.options.max_spikes_of(work.statistics)
-        dtype = next(fx_model.parameters(), work.x).dtype  # a half-precision network stays one
+        dtype = next(
+            fx_model.parameters(), next(iter(tensors_of(work.x).values()))
+        ).dtype  # a half-precision network stays one
         neurons = {
             name: self._neuron(
                 name, statistics, max_spikes[name], slope_below_zero(fx_model.get_submodule(name))
             ).to(dtype)
             for name, statistics in work.statistics.items()
         }
-        largest = None if self.options.coding == "direct" else self._largest_input()
+        largest = {} if self.options.coding == "direct" else self._largest_inputs(fx_model)
         work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
         return fx_model.to(converter.device)
 
@@ -253,7 +277,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             calibrate_layers(
                 fx_model,
                 work.replaced,
-                list(self._calibration_images(fx_model).split(32)),
+                self._calibration_images(fx_model),
                 options.time_steps,
                 [FITS[name] for name in fits],
                 device=torch.device(converter.device),
@@ -264,7 +288,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         dead = {name: count for name, count in dead.items() if count and fitted}
         self._end()
-        return SpikingNetwork(fx_model, options, tuple(work.x.shape[1:]), dead, work.x.dtype).eval()
+        inputs = {
+            str(node.target): InputKind(tuple(x.shape[1:]), x.dtype)
+            for node, x in bind(fx_model, work.x).items()
+        }
+        return SpikingNetwork(fx_model, options, inputs, dead).eval()
 
     @property
     def _open(self) -> _Conversion:
@@ -277,17 +305,15 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._work = None
         CONVERTING.end()
 
-    def _calibration_images(self, fx_model: fx.GraphModule) -> Tensor:
-        """Calibration images, of all processes, as many as asked for and fit into memory."""
+    def _calibration_images(self, fx_model: fx.GraphModule) -> list[Any]:
+        """Batches of calibration images, of all processes, as many as asked for and fit into memory."""
         x, wanted = self._open.x, self.options.calibration_images
         values = record(fx_model, x).values()
         reset_net(fx_model)
         largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-        fitting = max(1, int(_LAYER_BYTES * len(x) / (largest * self.options.time_steps)))
-        images = torch.cat(
-            first_samples(self.calibration_loader, min(wanted, fitting + 1), "calibration_loader")
-        )
-        images = distributed.gather_samples(images)
+        fitting = max(1, int(_LAYER_BYTES * rows(x) / (largest * self.options.time_steps)))
+        found = first_samples(self._pictures, min(wanted, fitting + 1), "calibration_loader")
+        images = Inputs(map_tensors(distributed.gather_samples, join([x.value for x in found])))
         if min(wanted, len(images)) > fitting:
             warnings.warn(
                 f"calibration_images={wanted}: only the first {fitting} of {wanted} images are used, "
@@ -296,9 +322,18 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"or ask for {fitting}",
                 stacklevel=2,
             )
-        return images[: min(wanted, fitting)]
+        images = images[: min(wanted, fitting)]
+        return [images[i : i + 32].value for i in range(0, len(images), 32)]
 
-    def _largest_input(self) -> Tensor:
-        inputs = batches(self.calibration_loader, "calibration_loader")
-        largest = distributed.maximum(torch.stack([x.abs().max() for x, _ in inputs]).max()).item()
-        return self._open.x.new_tensor(largest or 1.0)
+    def _largest_inputs(self, fx_model: fx.GraphModule) -> dict[str, Tensor]:
+        """The largest magnitude of each input, of single frames too, by the name of its encoder."""
+        found = batches(self.calibration_loader, "calibration_loader", self.time_dim)
+        each = [[t.abs().max() for t in bind(fx_model, x.value).values()] for x, _ in found]
+        examples = bind(fx_model, self._open.x).values()
+        largest = {}
+        for name, values, x in zip(
+            encoder_names(fx_model).values(), zip(*each, strict=True), examples, strict=True
+        ):
+            most = distributed.maximum(torch.stack(values).max()).item()
+            largest[name] = x.new_tensor(most or 1.0)
+        return largest

@@ -41,7 +41,7 @@ class Source(NamedTuple):
         return [self.affine, *self.affine.all_input_nodes, *residual]
 
 
-def current_sources(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, Source]:
+def current_sources(gm: fx.GraphModule, x: Any) -> dict[fx.Node, Source]:
     """The neurons, and the affine modules after the last of them, each with its source.
 
     The source of an affine module is the module itself; one that is called more than once is left out,
