@@ -12,6 +12,8 @@ from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
+from ..utils.inputs import bind
+from ..utils.outputs import tensors_of
 from .assemble import assemble, encoder_names, new_neuron
 from .contents import architecture, network_contents, read_contents
 from .prepare import prepare
@@ -95,31 +97,30 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         ) from error
 
 
-def _example(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Two samples of the shapes and precision that the file names, by the names of the inputs."""
-    state, kinds = content["state_dict"], content["input_dtypes"]
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+def _example(content: dict[str, Any]) -> Any:
+    """Two samples of the shapes and precision that the file names; several by the names of the inputs."""
+    state = content["state_dict"]
+    real = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.rand(2, *shape, generator=generator).to(
-            dtype if kinds[name].is_floating_point else kinds[name]
-        )
-        for name, shape in content["input_shapes"].items()
+    example = {
+        name: torch.rand(2, *shape, generator=generator).to(real if dtype.is_floating_point else dtype)
+        for name, (shape, dtype) in content["inputs"].items()
     }
+    return example if len(example) > 1 else next(iter(example.values()))
 
 
-def _stand_in(ann: nn.Module, example: dict[str, Tensor]) -> nn.Module:
+def _stand_in(ann: nn.Module, example: Any) -> nn.Module:
     """A copy of the network on the CPU in the precision of the file: its architecture is wanted."""
     if any(t.is_meta for t in (*ann.parameters(), *ann.buffers())):
         raise ValueError(
             "ann is on the meta device, which holds no values; pass ann.to_empty(device='cpu'), whose "
             "values do not matter"
         )
-    dtype = next((t.dtype for t in example.values() if t.is_floating_point()), None)
+    dtype = next((t.dtype for t in tensors_of(example).values() if t.is_floating_point()), None)
     return copy_with_plain_weights(ann).to("cpu", dtype)
 
 
-def _build(ann: nn.Module, content: dict[str, Any], example: dict[str, Tensor]) -> SpikingNetwork:
+def _build(ann: nn.Module, content: dict[str, Any], example: Any) -> SpikingNetwork:
     """The saved network, by the steps of a conversion.
 
     Raises:
@@ -137,10 +138,10 @@ def _build(ann: nn.Module, content: dict[str, Any], example: dict[str, Tensor]) 
         if (key := f"graph.{name}.threshold") in state
     }
     assemble(gm, neurons, options, largest, example)
-    inputs = {
-        name: InputKind(tuple(shape), content["input_dtypes"][name])
-        for name, shape in content["input_shapes"].items()
-    }
+    names, kinds = [str(node.target) for node in bind(gm, example)], content["inputs"]
+    if len(names) == 1:  # whatever it is called
+        kinds = dict(zip(names, kinds.values(), strict=True))
+    inputs = {name: InputKind(tuple(kinds[name][0]), kinds[name][1]) for name in names}
     snn = SpikingNetwork(gm, options, inputs, content["dead"])
     if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(f"they differ in {different[:4]}")
@@ -179,7 +180,7 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _check_neurons(snn: SpikingNetwork, example: dict[str, Tensor]) -> None:
+def _check_neurons(snn: SpikingNetwork, example: Any) -> None:
     """Raise unless thresholds, potentials and currents fit what the neurons get."""
 
     def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:

@@ -27,8 +27,7 @@ def network_contents(snn: SpikingNetwork) -> dict[str, Any]:
         "sj_burst": _version("sj_burst"),
         "spikingjelly": _version("spikingjelly"),
         "options": dataclasses.asdict(snn.options),
-        "input_shapes": {name: list(kind.shape) for name, kind in snn.inputs.items()},
-        "input_dtypes": {name: kind.dtype for name, kind in snn.inputs.items()},
+        "inputs": {name: [list(kind.shape), kind.dtype] for name, kind in snn.inputs.items()},
         "dead": snn.dead,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "architecture": architecture(snn),
@@ -104,6 +103,11 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_kind(value: Any) -> bool:
+    sound = isinstance(value, list) and len(value) == 2
+    return sound and _list_of(_is_size)(value[0]) and isinstance(value[1], torch.dtype)
+
+
 def _is_max_spikes(value: Any) -> bool:
     try:
         return check_max_spikes(value) == value
@@ -117,8 +121,7 @@ def _is_plain_tensor(value: Any) -> bool:
 
 _SOUND: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "options": ("options by name", _named(lambda value: True)),
-    "input_shapes": ("lists of sizes by input", _named(_list_of(_is_size))),
-    "input_dtypes": ("a torch.dtype by input", _named(lambda value: isinstance(value, torch.dtype))),
+    "inputs": ("sizes and type by input", lambda value: _named(_is_kind)(value) and len(value) > 0),
     "dead": ("numbers of channels by layer", _named(_is_size)),
     "max_spikes": ("Γ ≥ 1 by layer", _named(_is_max_spikes)),
     "architecture": ("a list of strings", _list_of(lambda value: isinstance(value, str))),
