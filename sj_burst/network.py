@@ -1,13 +1,14 @@
 """The spiking network: a graph that knows how to fold time into the batch."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
+from .graph.check import refuse_varying
 from .graph.evaluate import depends_on_input, evaluate_node
 from .graph.readout import ReadOut
 from .graph.repeat import constant_nodes
@@ -16,21 +17,30 @@ from .modules.temporal import TemporalModule, TimeFold, temporal_modules, time_f
 from .options import Options
 from .utils.checks import check_count
 from .utils.inference import device_of
+from .utils.inputs import Inputs, as_inputs, bind
 from .utils.layout import channels_last
 from .utils.outputs import RunningMean, map_tensors
 
-__all__ = ["Presentation", "SpikingNetwork"]
+__all__ = ["InputKind", "Presentation", "SpikingNetwork"]
+
+
+class InputKind(NamedTuple):
+    """What calibration has seen of one input: the shape of a sample, and its type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Presentation:
     """The same input at every step; what does not change from step to step is computed once.
 
+    Of a sequence, every step is shown its own frame, and everything is computed at every step.
     Made by :meth:`SpikingNetwork.present`, from a fresh state. As a context manager it leaves a fresh
     state behind.
 
     Args:
         graph: of a converted network.
-        x: input ``[N, ...]``.
+        x: the inputs of a batch.
 
     Example:
         >>> import sj_burst
@@ -44,9 +54,10 @@ class Presentation:
         (torch.Size([2, 5, 4]), torch.Size([2, 2, 4]))
     """
 
-    def __init__(self, graph: fx.GraphModule, x: Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, x: Inputs) -> None:
         self.graph, self.x = graph, x
-        constant = constant_nodes(graph)
+        self.done = 0  # steps
+        constant = set() if x.sequence else constant_nodes(graph)
         self._depending = depends_on_input(graph) & constant
         # What later nodes read; the other constants are only marked as done.
         self._read = {n for n in constant if set(n.users) - constant}
@@ -64,18 +75,29 @@ class Presentation:
         # Two steps: what is constant over them says so.
         with time_folded(self.graph, TimeFold(2, len(self.x))):
             for node in self._constant:
-                values[node] = evaluate_node(self.graph, node, values.__getitem__, self.x)
+                values[node] = evaluate_node(self.graph, node, values.__getitem__, self.x.value)
         return {n: channels_last(value) if n in self._read else None for n, value in values.items()}
 
     def run(self, time_steps: int) -> Any:
         """Output of the next steps ``[T, N, ...]``, or the network's nesting of such outputs.
 
         What the network's ``readout`` computes is left out: it is for their mean.
+
+        Raises:
+            ValueError: if T < 1, or a sequence has no so many steps left.
         """
         check_count(time_steps=time_steps)
+        if self.x.steps is not None and self.done + time_steps > self.x.steps:
+            raise ValueError(
+                f"time_steps={time_steps} after {self.done} steps, and the sequence has {self.x.steps}"
+            )
         fold = TimeFold(time_steps, len(self.x))
+        shown: list[Tensor] = []
+        if self.x.sequence:
+            shown = list(bind(self.graph, self.x.frames(self.done, time_steps)).values())
         with time_folded(self.graph, fold):
-            out = fx.Interpreter(self.graph).run(self.x, initial_env=dict(self._values))
+            out = fx.Interpreter(self.graph).run(*shown, initial_env=dict(self._values))
+        self.done += time_steps
         return map_tensors(lambda t: t.unflatten(0, fold), out)
 
     def chunks(self, time_steps: int, chunk: int) -> Iterator[Any]:
@@ -116,9 +138,9 @@ class SpikingNetwork(nn.Module, base.StepModule):
     Args:
         graph: the converted graph.
         options: the conversion's options, for the record and for saving.
-        input_shape: shape of one sample, as seen in calibration.
+        inputs: by the name of the argument, what calibration has seen; integers are indices, or pictures
+            not yet scaled.
         dead: how many channels of a layer never fired in calibration, for layers that have some.
-        input_dtype: of the inputs in calibration; integers are indices, or pictures not yet scaled.
         readout: from mean outputs to the answer; ``None`` if they are the answer.
 
     Attributes:
@@ -136,18 +158,16 @@ class SpikingNetwork(nn.Module, base.StepModule):
         self,
         graph: fx.GraphModule,
         options: Options | None = None,
-        input_shape: tuple[int, ...] = (),
+        inputs: Mapping[str, InputKind] | None = None,
         dead: dict[str, int] | None = None,
-        input_dtype: torch.dtype = torch.float32,
         readout: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.readout = nn.Identity() if readout is None else readout
         self.options = options or Options()
-        self.input_shape = input_shape
+        self.inputs = dict(inputs or {})
         self.dead = dead or {}
-        self.input_dtype = input_dtype
         self.measured: tuple[int, float] | None = None
         self._step_mode = "s"
 
@@ -156,22 +176,42 @@ class SpikingNetwork(nn.Module, base.StepModule):
         """Where the network is."""
         return device_of(self)
 
-    def forward(self, x: Tensor) -> Any:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the first input; ``()`` if it is not known."""
+        return next((kind.shape for kind in self.inputs.values()), ())
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Type of the first input."""
+        return next((kind.dtype for kind in self.inputs.values()), torch.float32)
+
+    def forward(self, *x: Tensor, **named: Tensor) -> Any:
         """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``.
 
-        Outputs are those before the read-out.
+        Called as the ANN is: with its inputs in order, or by the names of its arguments.
         """
+        given = bind(self.graph, self._by_name(x, named))
         if self.step_mode == "s":
-            self.check_input(x)
-            return self.graph(x)
-        self.check_input(x, leading="T, N")
-        steps, batch = x.shape[:2]
-        fold = TimeFold(steps, batch)
+            self.check_input(tuple(given.values()))
+            return self.graph(*given.values())
+        self.check_input(tuple(given.values()), leading="T, N")
+        first = next(iter(given.values()))
+        fold = TimeFold(*first.shape[:2])
         with time_folded(self.graph, fold):
-            return map_tensors(lambda t: t.unflatten(0, fold), self.graph(x.flatten(0, 1)))
+            out = self.graph(*(t.flatten(0, 1) for t in given.values()))
+        return map_tensors(lambda t: t.unflatten(0, fold), out)
 
-    def run(self, x: Tensor, time_steps: int) -> Any:
+    def _by_name(self, x: tuple[Tensor, ...], named: dict[str, Tensor]) -> Any:
+        if not named:
+            return x
+        names = [str(n.target) for n in self.graph.graph.nodes if n.op == "placeholder"]
+        return dict(zip(names, x, strict=False)) | named
+
+    def run(self, x: Any, time_steps: int) -> Any:
         """Present an input ``[N, ...]`` for T steps from a fresh state; returns ``[T, N, ...]``.
+
+        Several inputs are a tuple of them, or a dict by the names of the arguments.
 
         A network that returns tuples, lists or dicts returns the same of such tensors. They are the
         outputs before the read-out, ``snn.readout(mean over T)`` is the answer.
@@ -193,7 +233,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         with self.present(x) as shown:
             return shown.run(time_steps)
 
-    def answer(self, x: Tensor, time_steps: int) -> Any:
+    def answer(self, x: Any, time_steps: int) -> Any:
         r"""The answer to an input ``[N, ...]`` after T steps, as the ANN returns it ``[N, ...]``.
 
         .. math::
@@ -215,42 +255,68 @@ class SpikingNetwork(nn.Module, base.StepModule):
         mean.add(self.run(x, time_steps))
         return self.readout(mean.value())
 
-    def present(self, x: Tensor) -> Presentation:
+    def present(self, x: Any) -> Presentation:
         """Hold ``x`` from a fresh state, for as many steps and in as many parts as one asks for.
 
+        Args:
+            x: a tensor, a tuple of them or a dict by the names of the arguments; or the ``Inputs`` of a
+                batch, which may be a sequence of frames.
+
         Raises:
-            ValueError: if ``x`` does not fit what the network was calibrated on.
+            ValueError: if ``x`` does not fit what the network was calibrated on, or is a sequence of
+                which the network computes something that the mean frame does not tell.
         """
-        self.check_input(x)
+        x = as_inputs(x)
+        frame = x.one_frame()
+        self.check_input(frame)
         reset_net(self)
+        if x.sequence:
+            refuse_varying(self.graph, map_tensors(lambda t: t[:1], frame))
+            reset_net(self)
         return Presentation(self.graph, x)
 
-    def check_input(self, x: Tensor, leading: str = "N") -> None:
+    def check_input(self, x: Any, leading: str = "N") -> None:
         """Raise unless ``x`` has the dimensions, channels and precision of calibration, and time.
+
+        Args:
+            x: a tensor, a tuple of them or a dict by the names of the arguments.
+            leading: its dimensions before those of a sample.
 
         Raises:
             ValueError: names what is expected.
         """
-        expected = [*leading.split(", "), *map(str, self.input_shape)]
-        if self.input_shape and x.dim() != len(expected):
+        given = bind(self.graph, x)
+        for node, tensor in given.items():
+            name = f" {node.target}" if len(given) > 1 else ""
+            if (kind := self.inputs.get(str(node.target))) is not None:
+                self._check_kind(tensor, kind, leading, name)
+            if tensor.is_floating_point() and not torch.is_autocast_enabled(tensor.device.type):
+                self._check_precision(tensor.dtype)
+        counts = len(leading.split(", "))
+        if len({tuple(tensor.shape[:counts]) for tensor in given.values()}) > 1:
+            shapes = " and ".join(str(list(tensor.shape)) for tensor in given.values())
+            raise ValueError(f"inputs {shapes} differ in [{leading}]; give all of them the same samples")
+
+    def _check_kind(self, x: Tensor, kind: InputKind, leading: str, name: str) -> None:
+        expected = [*leading.split(", "), *map(str, kind.shape)]
+        if x.dim() != len(expected):
             raise ValueError(
-                f"the network takes inputs [{', '.join(expected)}] in step_mode={self.step_mode!r}, "
-                f"got {list(x.shape)}; run(x, T) presents [N, ...] for T steps in either mode"
+                f"the network takes inputs{name} [{', '.join(expected)}] in "
+                f"step_mode={self.step_mode!r}, got {list(x.shape)}; run(x, T) presents [N, ...] for T "
+                "steps in either mode, and simulate(..., time_dim=1) reads sequences [N, T, ...]"
             )
         # Height, width and length may vary; so may either dimension of a sequence.
-        sample = tuple(x.shape[x.dim() - len(self.input_shape) :])
-        if len(self.input_shape) != 2 and sample[:1] != self.input_shape[:1]:
+        sample = tuple(x.shape[x.dim() - len(kind.shape) :])
+        if len(kind.shape) != 2 and sample[:1] != kind.shape[:1]:
             raise ValueError(
-                f"the network was calibrated on samples {list(self.input_shape)}, got {list(sample)}; "
+                f"the network was calibrated on samples{name} {list(kind.shape)}, got {list(sample)}; "
                 "channels or features differ"
             )
-        if self.input_shape and x.is_floating_point() != self.input_dtype.is_floating_point:
+        if x.is_floating_point() != kind.dtype.is_floating_point:
             raise ValueError(
-                f"the network was calibrated on inputs of {self.input_dtype}, got {x.dtype}; prepare "
+                f"the network was calibrated on inputs{name} of {kind.dtype}, got {x.dtype}; prepare "
                 "them as in calibration"
             )
-        if x.is_floating_point() and not torch.is_autocast_enabled(x.device.type):
-            self._check_precision(x.dtype)
 
     def _check_precision(self, dtype: torch.dtype) -> None:
         computed = {p.dtype for p in self.graph.parameters() if p.is_floating_point()}

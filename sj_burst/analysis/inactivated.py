@@ -25,7 +25,12 @@ def fires_inactivated(means: LayerMeans, node: BurstIFNode, time_steps: int) -> 
 
 @torch.no_grad()
 def inactivated_share(
-    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
+    snn: SpikingNetwork,
+    ann: nn.Module,
+    loader: Iterable[Any],
+    time_steps: int,
+    *,
+    time_dim: int | None = None,
 ) -> dict[str, float]:
     r"""Share of the ANN's inactive neurons whose spikes after T steps add up to some, per layer.
 
@@ -37,6 +42,7 @@ def inactivated_share(
         ann: the network it was converted from.
         loader: batches.
         time_steps: T.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
 
     Returns:
         Layer name to share in [0, 1].
@@ -57,7 +63,7 @@ def inactivated_share(
     """
     inactive: dict[str, int] = {}
     wrong: dict[str, int] = {}
-    with closing(layer_means(snn, ann, loader, time_steps)) as found:
+    with closing(layer_means(snn, ann, loader, time_steps, time_dim)) as found:
         for layers, _ in found:
             for name, node in snn.neurons().items():
                 quiet = int((layers[name].activation <= 0).sum())

@@ -18,6 +18,7 @@ from ..network import SpikingNetwork
 from ..simulation.plan import steps_at_once
 from ..utils.checks import check_count, check_network
 from ..utils.inference import eval_mode, forward_hooks
+from ..utils.inputs import Inputs, call, join
 from ..utils.loader import batches, check_loader, first_samples
 from ..utils.outputs import RunningMean, at_least_single, map_tensors, side_by_side
 
@@ -43,7 +44,11 @@ class LayerMeans:
 
 @torch.no_grad()
 def layer_means(
-    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
+    snn: SpikingNetwork,
+    ann: nn.Module,
+    loader: Iterable[Any],
+    time_steps: int,
+    time_dim: int | None = None,
 ) -> Generator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor]]]:
     """For each batch, what enters and leaves every neuron and max-pooling layer.
 
@@ -55,6 +60,8 @@ def layer_means(
         ann: the network it was converted from; stays as it was.
         loader: batches.
         time_steps: T.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; the ANN
+            gets the mean frame.
 
     Yields:
         Layer name to :class:`LayerMeans`, in order of execution, and the answers of SNN (of its mean
@@ -79,7 +86,7 @@ def layer_means(
     check_network(ann=ann)
     check_count(time_steps=time_steps)
     check_loader(loader)
-    graph = _standardized(ann, first_samples(loader, 2)[0].to(snn.device))
+    graph = _standardized(ann, first_samples(loader, 2, "loader", time_dim)[0].to(snn.device))
     names = _layer_names(snn, graph)
     activations: dict[str, Tensor] = {}
     sums: dict[str, tuple[Any, Any, int]] = {}  # input and output over the steps seen, and their number
@@ -102,9 +109,9 @@ def layer_means(
             forward_hooks(modules, keep),
             forward_hooks({name: snn.graph.get_submodule(name) for name in names}, add),
         ):
-            for x, _ in batches(loader):
+            for x, _ in batches(loader, "loader", time_dim, time_steps):
                 x = x.to(snn.device)
-                wanted = side_by_side(graph(x))
+                wanted = side_by_side(call(graph, x.picture()))
                 sums.clear()
                 with snn.present(x) as shown:
                     mean = RunningMean()
@@ -125,7 +132,11 @@ def layer_means(
 
 
 def layer_rates(
-    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int
+    snn: SpikingNetwork,
+    ann: nn.Module,
+    loader: Iterable[Any],
+    time_steps: int,
+    time_dim: int | None = None,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """For each batch, every neuron layer's mean output over T and the ANN's activation.
 
@@ -134,6 +145,7 @@ def layer_rates(
         ann: the network it was converted from.
         loader: batches.
         time_steps: T.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
 
     Yields:
         Layer name to (φ(T), a), both ``[N, ...]``.
@@ -150,17 +162,16 @@ def layer_rates(
         >>> rate.shape == activation.shape
         True
     """
-    with closing(layer_means(snn, ann, loader, time_steps)) as found:
+    with closing(layer_means(snn, ann, loader, time_steps, time_dim)) as found:
         for layers, _ in found:
             yield {name: (layers[name].rate, layers[name].activation) for name in snn.neurons()}
 
 
-def _standardized(ann: nn.Module, example: Tensor) -> fx.GraphModule:
+def _standardized(ann: nn.Module, example: Inputs) -> fx.GraphModule:
     """The ANN with a module for every activation and pooling; what it computes is not changed."""
     try:
-        graph, problems = rewrite(
-            copy_with_plain_weights(ann).to(example.device), torch.cat([example, example])[:2]
-        )
+        two = join([example.picture()] * 2) if len(example) == 1 else example[:2].picture()
+        graph, problems = rewrite(copy_with_plain_weights(ann).to(example.device), two)
         if problems:
             raise ValueError(unsupported_message(list(problems.values())))
     except ValueError as error:

@@ -14,6 +14,7 @@ from ..simulation.result import SimulationResult
 from ..simulation.spikes import spike_train
 from ..utils.checks import check_count
 from ..utils.inference import forward_hooks
+from ..utils.inputs import Inputs, as_inputs
 from .layer_report import PARTS
 from .layers import layer_means
 from .report import Report
@@ -194,7 +195,7 @@ def layer_errors(report: Report, *, ax: "Axes | None" = None) -> "tuple[Figure, 
 def rates_vs_activations(
     snn: SpikingNetwork,
     ann: nn.Module,
-    x: Tensor,
+    x: Any,
     layer: str,
     time_steps: int,
     *,
@@ -209,7 +210,7 @@ def rates_vs_activations(
     Args:
         snn: a converted network; its state is reset.
         ann: the network it was converted from.
-        x: inputs ``[N, ...]``.
+        x: inputs ``[N, ...]``, or a tuple or dict of several.
         layer: name of a neuron or max-pooling layer.
         time_steps: T.
         ax: axes to draw into; a new figure without.
@@ -228,7 +229,7 @@ def rates_vs_activations(
         'ANN activation a'
     """
     check_count(points=points)
-    with closing(layer_means(snn, ann, [x], time_steps)) as found:
+    with closing(layer_means(snn, ann, [(x,)], time_steps)) as found:
         layers, _ = next(found)
     if layer not in layers:
         raise ValueError(f"layer must be one of {list(layers)}, got {layer!r}")
@@ -247,7 +248,7 @@ def rates_vs_activations(
 
 def spike_raster(
     snn: SpikingNetwork,
-    x: Tensor,
+    x: Any,
     layer: str,
     time_steps: int,
     *,
@@ -258,7 +259,7 @@ def spike_raster(
 
     Args:
         snn: a converted network; its state is reset before and after.
-        x: inputs ``[N, ...]``, of which the first is shown.
+        x: inputs ``[N, ...]``, or a tuple or dict of several, of which the first is shown.
         layer: name of a neuron layer.
         time_steps: T.
         ax: axes to draw into; a new figure without.
@@ -277,7 +278,7 @@ def spike_raster(
         'time step'
     """
     check_count(neurons=neurons)
-    count = _spike_train(snn, x[:1], layer, time_steps)
+    count = _spike_train(snn, as_inputs(x)[:1], layer, time_steps)
     busiest = count.abs().sum(0).topk(min(neurons, count.shape[1])).indices.sort().values
     fig, ax = _axes(ax)
     for sign, colour, label in ((1, COLOURS[0], "spikes"), (-1, COLOURS[1], "negative spikes")):
@@ -296,7 +297,7 @@ def spike_raster(
 
 
 @torch.no_grad()
-def _spike_train(snn: SpikingNetwork, x: Tensor, layer: str, time_steps: int) -> Tensor:
+def _spike_train(snn: SpikingNetwork, x: Inputs, layer: str, time_steps: int) -> Tensor:
     """Spikes n(t) of a layer for one sample ``[T, neurons]``; negative ones are below zero."""
     nodes = snn.neurons()
     if layer not in nodes:

@@ -13,6 +13,7 @@ from ..options import Options
 from ..simulation.simulate import simulate
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, evaluate
+from ..utils.inputs import Inputs, join, rows
 from ..utils.labels import check_labels, correct_share, is_label
 from ..utils.loader import batches, check_loader
 from ..utils.table import format_table
@@ -145,13 +146,13 @@ def _describe(target: Any) -> str:
 
 def _split(
     ann: nn.Module, loader: Iterable[Any], images: int
-) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """Inputs that calibrate, and batches (input, target) that measure."""
-    inputs: list[Tensor] = []
+) -> tuple[list[tuple[Any]], list[tuple[Any, Tensor]]]:
+    """Batches (input,) that calibrate, and batches (input, target) that measure."""
+    inputs: list[Any] = []
     targets: list[Tensor] = []
     device = device_of(ann)
     for x, y in batches(loader):
-        x = x.to(device)
+        x = x.to(device).value
         out = evaluate(ann, x)
         if not isinstance(out, Tensor) or out.dim() < 2:
             raise ValueError(
@@ -168,10 +169,11 @@ def _split(
             check_labels(y, out.shape[1])
         inputs.append(x)
         targets.append(answers if y is None else y.to(device))
-        if sum(map(len, inputs)) >= images:
+        if sum(map(rows, inputs)) >= images:
             break
-    x, y = torch.cat(inputs)[:images], torch.cat(targets)[:images]
+    x, y = Inputs(join(inputs))[:images], torch.cat(targets)[:images]
     if len(x) < 2:
         raise ValueError(f"loader has {len(x)} image(s); recommend needs at least two")
     half = len(x) // 2
-    return list(x[:half].split(100)), list(zip(x[half:].split(100), y[half:].split(100), strict=True))
+    calibration = [(x[i : min(i + 100, half)].value,) for i in range(0, half, 100)]
+    return calibration, [(x[i : i + 100].value, y[i : i + 100]) for i in range(half, len(x), 100)]

@@ -84,6 +84,8 @@ def report(
     ann: nn.Module | None = None,
     loader: Iterable[Any] | None = None,
     time_steps: int | None = None,
+    *,
+    time_dim: int | None = None,
 ) -> Report:
     r"""Per layer: thresholds, firing, and the error against the ANN split by its causes.
 
@@ -112,6 +114,8 @@ def report(
         ann: the network it was converted from; without it, only the static part is reported.
         loader: batches of inputs, or (input, target); without it, likewise.
         time_steps: T; ``None`` for the T that the network was fitted for.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; errors
+            are those against the ANN on the mean frame.
 
     Returns:
         A :class:`Report`.
@@ -142,18 +146,23 @@ def report(
         )
     layers = [_static(name, node) for name, node in snn.neurons().items()]
     if ann is not None and loader is not None:
-        return _measured(snn, ann, loader, snn.options.time_steps if time_steps is None else time_steps)
-    if time_steps is not None:
-        raise ValueError(f"time_steps={time_steps!r} needs data; pass ann and loader too")
+        steps = snn.options.time_steps if time_steps is None else time_steps
+        return _measured(snn, ann, loader, steps, time_dim)
+    for name, value in {"time_steps": time_steps, "time_dim": time_dim}.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} needs data; pass ann and loader too")
     return Report(layers, snn.options, _notes(snn, layers))
 
 
-def _measured(snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int) -> Report:
+def _measured(
+    snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_steps: int, time_dim: int | None
+) -> Report:
     """The report with data."""
     nodes = snn.neurons()
     totals: dict[str, LayerTotals] = {}
     samples, error, reference = 0, 0.0, 0.0
-    with count_spikes(snn) as counter, closing(layer_means(snn, ann, loader, time_steps)) as found:
+    layers_of = layer_means(snn, ann, loader, time_steps, time_dim)
+    with count_spikes(snn) as counter, closing(layers_of) as found:
         for means, (out, wanted) in found:
             samples += len(out)
             error += (out - wanted).double().square().sum().item()
@@ -165,7 +174,7 @@ def _measured(snn: SpikingNetwork, ann: nn.Module, loader: Iterable[Any], time_s
     for name, total in totals.items():
         static = _static(name, snn.graph.get_submodule(name))
         layers.append(dataclasses.replace(static, **total.result(spikes.get(name))))
-    example = first_samples(loader, 1)[0].to(snn.device)
+    example = first_samples(loader, 1, "loader", time_dim)[0].to(snn.device)
     return Report(
         layers,
         snn.options,

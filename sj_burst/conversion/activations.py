@@ -13,6 +13,7 @@ from ..graph.trace import is_module
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool, MaxOver
 from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean
+from ..utils.inputs import rows
 from ..utils.layout import move
 from ..utils.spill import Kept, Spill
 
@@ -106,7 +107,7 @@ class Activations:
 
     Args:
         gm: the converted graph.
-        inputs: calibration batches ``[N, ...]``.
+        inputs: calibration batches ``[N, ...]``, or tuples or dicts of several.
         time_steps: T.
         device: where the graph runs.
         spill: keeps what is recorded.
@@ -117,7 +118,7 @@ class Activations:
     def __init__(
         self,
         gm: fx.GraphModule,
-        inputs: list[Tensor],
+        inputs: list[Any],
         time_steps: int,
         device: torch.device,
         spill: Spill,
@@ -125,7 +126,7 @@ class Activations:
         stand_ins: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.gm, self.inputs, self.device, self.spill = gm, inputs, device, spill
-        self.folds = [TimeFold(time_steps, len(x)) for x in inputs]
+        self.folds = [TimeFold(time_steps, rows(x)) for x in inputs]
         self.stand_ins = stand_ins or {}
         self._recorded = recorded
         self._records: dict[fx.Node, Record] = {}

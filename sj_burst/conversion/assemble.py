@@ -1,6 +1,7 @@
 """Put neurons, spiking pooling and an encoder into a standardized graph."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
@@ -14,15 +15,15 @@ from ..modules.pooling import MAX_POOLS, spiking_pool
 from ..modules.spike_calibration import SpikeCalibratedNode
 from ..options import Options
 
-__all__ = ["assemble", "new_neuron", "slope_below_zero"]
+__all__ = ["assemble", "encoder_names", "new_neuron", "slope_below_zero"]
 
 
 def assemble(
     gm: fx.GraphModule,
     neurons: Mapping[str, nn.Module],
     options: Options,
-    largest_input: Tensor | None,
-    x: Tensor,
+    largest: Mapping[str, Tensor],
+    x: Any,
 ) -> dict[str, nn.Module]:
     """Turn a standardized graph into a spiking one, in place.
 
@@ -30,14 +31,15 @@ def assemble(
         gm: the graph, with an activation module for each neuron.
         neurons: by the name of the activation that they take the place of.
         options: whose ``max_pool`` and ``coding`` count.
-        largest_input: largest magnitude that the encoder codes; ``None`` for direct coding.
-        x: example input ``[N, ...]``.
+        largest: magnitude that the encoder of each input codes, by :func:`encoder_names`; empty for
+            direct coding.
+        x: example input ``[N, ...]``, or a tuple or dict of several.
 
     Returns:
         The activations and poolings that were replaced, by name.
     """
     replaced = insert_neurons(gm, neurons, options.max_pool)
-    encode_input(gm, options, largest_input)
+    encode_inputs(gm, options, largest)
     repeat_constants(gm, x)
     reset_net(gm)
     return replaced
@@ -104,14 +106,20 @@ def insert_neurons(
     return replaced
 
 
-def encode_input(gm: fx.GraphModule, options: Options, largest: Tensor | None) -> None:
-    """Insert the encoder that ``coding`` asks for; ``largest`` is the largest |x| it codes."""
-    if largest is None:
-        return
-    encoder = ENCODERS[options.coding](largest, options.time_steps)
-    source = next(node for node in gm.graph.nodes if node.op == "placeholder")
-    gm.add_submodule("encoder", encoder.to(largest.device))
-    with gm.graph.inserting_after(source):
-        coded = gm.graph.call_module("encoder", (source,))
-    source.replace_all_uses_with(coded, delete_user_cb=lambda user: user is not coded)
+def encoder_names(gm: fx.GraphModule) -> dict[fx.Node, str]:
+    """The name of each input's encoder."""
+    sources = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    if len(sources) == 1:
+        return {sources[0]: "encoder"}
+    return {node: f"encoder_{node.target}" for node in sources}
+
+
+def encode_inputs(gm: fx.GraphModule, options: Options, largest: Mapping[str, Tensor]) -> None:
+    """Insert the encoders that ``coding`` asks for; ``largest`` is the largest |x| that each codes."""
+    for source, name in encoder_names(gm).items() if options.coding != "direct" else ():
+        encoder = ENCODERS[options.coding](largest[name], options.time_steps)
+        gm.add_submodule(name, encoder.to(largest[name].device))
+        with gm.graph.inserting_after(source):
+            coded = gm.graph.call_module(name, (source,))
+        source.replace_all_uses_with(coded, delete_user_cb=lambda user, new=coded: user is not new)  # type: ignore[misc]
     gm.recompile()

@@ -15,7 +15,9 @@ from ..graph.trace import is_module
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
+from ..utils.inputs import join
 from ..utils.layout import channels_last
+from ..utils.outputs import map_tensors
 from ..utils.spill import Spill, memory_budget
 from .activations import Activations, Batches, recorded_nodes
 from .layer import Layer
@@ -30,7 +32,7 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 def calibrate_layers(
     gm: fx.GraphModule,
     ann_modules: Mapping[str, nn.Module],
-    inputs: list[Tensor],
+    inputs: list[Any],
     time_steps: int,
     fits: Iterable[Callable[[Layer], None]],
     *,
@@ -49,7 +51,7 @@ def calibrate_layers(
     Args:
         gm: the converted graph, with neurons in place; its parameters are changed.
         ann_modules: the modules that neurons and spiking pooling took the place of, by name.
-        inputs: calibration batches ``[N, ...]``.
+        inputs: calibration batches ``[N, ...]``, or tuples or dicts of several.
         time_steps: T.
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
@@ -57,11 +59,11 @@ def calibrate_layers(
         memory: bytes for what is kept; ``None`` for a quarter of the memory that is free.
     """
     fits = list(fits)
-    inputs = [channels_last(x) for x in inputs]
+    inputs = [map_tensors(channels_last, x) for x in inputs]
     # What else is temporal, an encoder say, passes the ANN's values on.
     temporal = [name for name, module in gm.named_modules() if isinstance(module, TemporalModule)]
     stand_ins = dict.fromkeys(temporal, nn.Identity()) | dict(ann_modules)
-    values = record(gm, torch.cat([inputs[0]] * 2)[:2].to(device))
+    values = record(gm, map_tensors(lambda t: t[:2].to(device), join([inputs[0]] * 2)))
     reset_net(gm)
     sources, costs = current_sources(gm, values), _costs(gm, values)
     del values

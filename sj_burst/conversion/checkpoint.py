@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from ..functional import per_channel
 from ..graph.trace import activation_names, copy_with_plain_weights
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import InputKind, SpikingNetwork
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
-from .assemble import assemble, new_neuron
+from ..utils.inputs import bind
+from ..utils.outputs import tensors_of
+from .assemble import assemble, encoder_names, new_neuron
 from .contents import architecture, network_contents, read_contents
 from .prepare import prepare
 
@@ -95,26 +97,30 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         ) from error
 
 
-def _example(content: dict[str, Any]) -> Tensor:
-    """Two samples of the shape and precision that the file names."""
-    state, input_dtype = content["state_dict"], content["input_dtype"]
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    example = torch.rand(2, *content["input_shape"], generator=torch.Generator().manual_seed(0))
-    return example.to(dtype if input_dtype.is_floating_point else input_dtype)
+def _example(content: dict[str, Any]) -> Any:
+    """Two samples of the shapes and precision that the file names; several by the names of the inputs."""
+    state = content["state_dict"]
+    real = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    example = {
+        name: torch.rand(2, *shape, generator=generator).to(real if dtype.is_floating_point else dtype)
+        for name, (shape, dtype) in content["inputs"].items()
+    }
+    return example if len(example) > 1 else next(iter(example.values()))
 
 
-def _stand_in(ann: nn.Module, example: Tensor) -> nn.Module:
+def _stand_in(ann: nn.Module, example: Any) -> nn.Module:
     """A copy of the network on the CPU in the precision of the file: its architecture is wanted."""
     if any(t.is_meta for t in (*ann.parameters(), *ann.buffers())):
         raise ValueError(
             "ann is on the meta device, which holds no values; pass ann.to_empty(device='cpu'), whose "
             "values do not matter"
         )
-    dtype = example.dtype if example.is_floating_point() else None
+    dtype = next((t.dtype for t in tensors_of(example).values() if t.is_floating_point()), None)
     return copy_with_plain_weights(ann).to("cpu", dtype)
 
 
-def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingNetwork:
+def _build(ann: nn.Module, content: dict[str, Any], example: Any) -> SpikingNetwork:
     """The saved network, by the steps of a conversion.
 
     Raises:
@@ -126,9 +132,17 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Tensor) -> SpikingN
     if names != saved:
         raise ValueError(f"the file holds neurons {saved}, and ann has activations {names}")
     neurons = {name: _neuron(name, content) for name in activation_names(gm)}
-    assemble(gm, neurons, options, state.get("graph.encoder.threshold"), example)
-    shape = tuple(content["input_shape"])
-    snn = SpikingNetwork(gm, options, shape, content["dead"], content["input_dtype"], readout)
+    largest = {
+        name: state[key]
+        for name in encoder_names(gm).values()
+        if (key := f"graph.{name}.threshold") in state
+    }
+    assemble(gm, neurons, options, largest, example)
+    names, kinds = [str(node.target) for node in bind(gm, example)], content["inputs"]
+    if len(names) == 1:  # whatever it is called
+        kinds = dict(zip(names, kinds.values(), strict=True))
+    inputs = {name: InputKind(tuple(kinds[name][0]), kinds[name][1]) for name in names}
+    snn = SpikingNetwork(gm, options, inputs, content["dead"], readout)
     if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(f"they differ in {different[:4]}")
     _fill(snn, state)
@@ -166,7 +180,7 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _check_neurons(snn: SpikingNetwork, example: Tensor) -> None:
+def _check_neurons(snn: SpikingNetwork, example: Any) -> None:
     """Raise unless thresholds, potentials and currents fit what the neurons get."""
 
     def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:

@@ -18,7 +18,7 @@ from ..utils.files import read_whole
 
 __all__ = ["architecture", "network_contents", "read_contents"]
 
-FORMAT = 4
+FORMAT = 5
 
 
 def network_contents(snn: SpikingNetwork) -> dict[str, Any]:
@@ -28,8 +28,7 @@ def network_contents(snn: SpikingNetwork) -> dict[str, Any]:
         "sj_burst": _version("sj_burst"),
         "spikingjelly": _version("spikingjelly"),
         "options": dataclasses.asdict(snn.options),
-        "input_shape": list(snn.input_shape),
-        "input_dtype": snn.input_dtype,
+        "inputs": {name: [list(kind.shape), kind.dtype] for name, kind in snn.inputs.items()},
         "dead": snn.dead,
         "max_spikes": {name: node.max_spikes for name, node in snn.neurons().items()},
         "architecture": architecture(snn),
@@ -109,6 +108,11 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_kind(value: Any) -> bool:
+    sound = isinstance(value, list) and len(value) == 2
+    return sound and _list_of(_is_size)(value[0]) and isinstance(value[1], torch.dtype)
+
+
 def _is_max_spikes(value: Any) -> bool:
     try:
         return check_max_spikes(value) == value
@@ -122,8 +126,7 @@ def _is_plain_tensor(value: Any) -> bool:
 
 _SOUND: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "options": ("options by name", _named(lambda value: True)),
-    "input_shape": ("a list of sizes", _list_of(_is_size)),
-    "input_dtype": ("a torch.dtype", lambda value: isinstance(value, torch.dtype)),
+    "inputs": ("sizes and type by input", lambda value: _named(_is_kind)(value) and len(value) > 0),
     "dead": ("numbers of channels by layer", _named(_is_size)),
     "max_spikes": ("Γ ≥ 1 by layer", _named(_is_max_spikes)),
     "architecture": ("a list of strings", _list_of(lambda value: isinstance(value, str))),

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..graph.trace import activation_names
 from ..rules.statistics import ActivationStatistics
 from ..utils.inference import forward_hooks
+from ..utils.inputs import bind
 from ..utils.loader import batches
 from .assemble import slope_below_zero
 
@@ -54,17 +55,19 @@ def observe(
             ) from None
 
     pairs = tqdm(batches(loader, "calibration_loader"), "calibrate", disable=not progress, leave=False)
-    shape = None
+    first: list[list[int]] = []
     with forward_hooks(modules, update):
         for x, _ in pairs:
-            shape = shape or x.shape[1:]
+            shapes = [list(t.shape[1:]) for t in x.tensors]
+            first = first or shapes
             try:
-                gm(x.to(device))
+                gm(*bind(gm, x.to(device).value).values())
             except RuntimeError as error:
-                if x.shape[1:] == shape:
+                if shapes == first:
                     raise
+                one, other = (s[0] if len(s) == 1 else s for s in (first, shapes))
                 raise ValueError(
-                    f"calibration_loader yields inputs of shapes {list(shape)} and {list(x.shape[1:])}, "
+                    f"calibration_loader yields inputs of shapes {one} and {other}, "
                     "and not both can be taken; bring them to one, or try channel_wise=False"
                 ) from error
     for found in statistics.values():

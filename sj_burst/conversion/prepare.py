@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,8 @@ from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..utils.inference import evaluate
+from ..utils.inputs import join, map_floats
+from ..utils.outputs import map_tensors, tensors_of
 
 __all__ = ["Prepared", "prepare"]
 
@@ -44,15 +46,16 @@ class Prepared(NamedTuple):
     replaced: dict[str, nn.Module]
 
 
-def prepare(ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True) -> Prepared:
+def prepare(ann: nn.Module, x: Any, compare: bool = True, direct: bool = True) -> Prepared:
     """Standardize, check and fuse a copy of a network, and split its read-out off.
 
     Args:
         ann: a trained network; stays as it is.
-        x: example input ``[2, ...]`` on the device where the graph is to be.
+        x: example input ``[2, ...]``, or a tuple or dict of several, on the device where the graph is
+            to be.
         compare: check that the graph computes what the network computes, and that it does not mix
             samples; not where the weights do not matter, as in loading.
-        direct: the input is held as it is, not coded in spikes.
+        direct: the input is held as it is, not coded in spikes nor different from step to step.
 
     Raises:
         TypeError: for a network that is converted already.
@@ -61,22 +64,26 @@ def prepare(ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True
     ann = unwrapped(ann)
     if any(isinstance(module, SpikingNetwork | BurstIFNode) for module in ann.modules()):
         raise TypeError("the network is converted already; pass the one it was converted from")
-    gm, problems = rewrite(copy_with_plain_weights(ann).to(x.device), x)
+    tensors = list(tensors_of(x).values())
+    gm, problems = rewrite(copy_with_plain_weights(ann).to(tensors[0].device), x)
     check_supported(gm, x, problems, direct)
     dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
     gm, precise = in_double(gm, x)  # once for all checks, and for folding
     if compare:
-        ann = _in_double(copy.deepcopy(ann).to(x.device), x)  # with its hooks
+        ann = _in_double(copy.deepcopy(ann).to(tensors[0].device), x)  # with its hooks
         check_batch_independent(gm, precise)
-        check_equal(gm, ann, torch.cat([x, x[:1]]))  # at another batch size than that of the tracing
+        check_equal(
+            gm, ann, join([x, map_tensors(lambda t: t[:1], x)])
+        )  # at another batch size than that of the tracing
         check_equal_elsewhere(gm, ann, x)
     fuse(gm, precise)
     if compare:
         check_equal(gm, ann, x)
     gm, readout = _split(gm, precise, direct, compare)
-    _round(gm, dtypes, x.dtype)
+    default = next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype)
+    _round(gm, dtypes, default)
     if isinstance(readout, ReadOut):
-        _round(readout.graph, dtypes, x.dtype)
+        _round(readout.graph, dtypes, default)
     if not activation_names(gm):
         raise ValueError(
             "the network has no ReLU, LeakyReLU, Hardtanh, clamp, RateNorm or QCFS to convert"
@@ -86,26 +93,26 @@ def prepare(ann: nn.Module, x: Tensor, compare: bool = True, direct: bool = True
     return Prepared(ordered, readout, replaced)
 
 
-def _in_double(ann: nn.Module, x: Tensor) -> nn.Module:
+def _in_double(ann: nn.Module, x: Any) -> nn.Module:
     """The network in double precision, if it runs in it."""
     try:
         wide = doubled(ann)
-        evaluate(wide, x.double() if x.is_floating_point() else x)
+        evaluate(wide, map_floats(Tensor.double, x))
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
         return ann
     return wide
 
 
 def _split(
-    gm: fx.GraphModule, x: Tensor, direct: bool, compare: bool
+    gm: fx.GraphModule, x: Any, direct: bool, compare: bool
 ) -> tuple[fx.GraphModule, ReadOut | nn.Identity]:
     """Split the read-out off, in place; checked at another batch size than that of the tracing."""
     nodes = find_readout(gm, x, direct)
-    more = torch.cat([x, x[:1]])
+    more = join([x, map_tensors(lambda t: t[:1], x)])
     wanted = evaluate(gm, more) if nodes and compare else None
     gm, readout = split_readout(gm, x, nodes)
     if wanted is not None:
-        check_same(evaluate(nn.Sequential(gm, readout), more), wanted)
+        check_same(readout(evaluate(gm, more)), wanted)
     return gm, readout
 
 

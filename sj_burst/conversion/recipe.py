@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.evaluate import record
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import InputKind, SpikingNetwork
 from ..options import Options
 from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
 from ..rules.statistics import ActivationStatistics
@@ -23,9 +23,11 @@ from ..rules.transfer import Transfer
 from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
-from ..utils.loader import batches, check_loader, first_samples
+from ..utils.inputs import Inputs, bind, join, rows
+from ..utils.loader import Pictures, batches, check_loader, first_samples
+from ..utils.outputs import map_tensors, tensors_of
 from ..utils.spill import free_room
-from .assemble import assemble, new_neuron, slope_below_zero
+from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .fits import FITS
 from .observe import observe
@@ -48,6 +50,8 @@ def convert(
     loader: Iterable[Any],
     options: Options | None = None,
     *,
+    time_dim: int | None = None,
+    frames: str = "mean",
     device: torch.device | str | None = None,
     progress: bool = True,
     **fields: Any,
@@ -65,8 +69,12 @@ def convert(
 
     Args:
         ann: a trained network; stays as it is.
-        loader: training batches, ``(input, target)`` or inputs; read several times.
+        loader: training batches, ``(input, target)`` or inputs; read several times. For a network that
+            takes several inputs, as for :func:`sj_burst.simulate`.
         options: an :class:`Options`; ``None`` for the defaults.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
+        frames: what of such a sequence calibrates: ``"mean"`` its mean frame, of which the ANN's answer
+            is what rates approach; ``"each"`` every frame as a picture of its own.
         device: where to convert, and where the spiking network is; ``None`` for where ``ann`` is.
         progress: show progress bars.
         **fields: options by name, in place of those in ``options``.
@@ -87,7 +95,7 @@ def convert(
         torch.Size([4, 5, 2])
     """
     check_network(ann=ann)
-    recipe = BurstRecipe(loader, options, progress=progress, **fields)
+    recipe = BurstRecipe(loader, options, time_dim=time_dim, frames=frames, progress=progress, **fields)
     return ann2snn.Converter(recipe, device).convert(ann)
 
 
@@ -95,7 +103,7 @@ def convert(
 class _Conversion:
     """What one conversion carries from hook to hook."""
 
-    x: Tensor  # example input [2, ...]
+    x: Any  # example input [2, ...], or several
     graph: fx.GraphModule
     readout: nn.Module
     replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
@@ -143,6 +151,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     Args:
         calibration_loader: training batches, ``(input, target)`` or inputs; read several times.
         options: an :class:`Options`; ``None`` for the defaults.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
+        frames: what of such a sequence calibrates: ``"mean"`` its mean frame, of which the ANN's answer
+            is what rates approach; ``"each"`` every frame as a picture of its own.
         progress: show progress bars.
         **fields: options by name, in place of those in ``options``.
 
@@ -165,6 +176,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         calibration_loader: Iterable[Any],
         options: Options | None = None,
         *,
+        time_dim: int | None = None,
+        frames: str = "mean",
         progress: bool = True,
         **fields: Any,
     ) -> None:
@@ -174,6 +187,13 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self.calibration_loader = calibration_loader
         self.progress = progress
         self.options = (options or Options()).changed(**fields)
+        self.time_dim = time_dim
+        self._pictures = Pictures(calibration_loader, "calibration_loader", time_dim, frames)
+        if time_dim is not None and self.options.coding == "compensated":
+            raise ValueError(
+                "coding='compensated' adds what rate coding loses of an input that is held; with "
+                f"time_dim={time_dim} take coding='direct' or 'rate'"
+            )
         self._work: _Conversion | None = None
 
     def __repr__(self) -> str:
@@ -189,14 +209,17 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def before_trace(self, converter: ann2snn.Converter, ann: nn.Module) -> nn.Module:
         """Standardize, check and fuse a copy of the network."""
         _warn_of_allowance(self.options)
-        x = torch.cat([x[:2] for x in first_samples(self.calibration_loader, 2, "calibration_loader")])
-        x = torch.cat([x, x])[:2].to(converter.device)
-        if self.options.coding != "direct" and not x.is_floating_point():
+        found = [x.value for x in first_samples(self._pictures, 2, "calibration_loader")]
+        x = Inputs(join(found * 2))[:2].to(converter.device).value
+        coded = self.options.coding != "direct"
+        whole = [t.dtype for t in tensors_of(x).values() if not t.is_floating_point()]
+        if coded and whole:
             raise ValueError(
                 f"coding={self.options.coding!r} needs images of real numbers, the loader yields "
-                f"{x.dtype}; scale them in the loader, or use coding='direct'"
+                f"{whole[0]}; scale them in the loader, or use coding='direct'"
             )
-        self._work = _Conversion(x, *prepare(ann, x, direct=self.options.coding == "direct"))
+        direct = not coded and self.time_dim is None
+        self._work = _Conversion(x, *prepare(ann, x, direct=direct))
         return nn.Identity()  # for the converter to trace: the graph is there
 
     @_hook
@@ -210,7 +233,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         given = self.options.threshold == "trained" and self.options.potential != "ann"
         self._open.statistics = observe(
             fx_model,
-            [self._open.x] if given else self.calibration_loader,  # nothing to observe
+            [(self._open.x,)] if given else self._pictures,  # nothing to observe
             channel_wise=self.options.channel_wise,
             device=converter.device,
             progress=self.progress,
@@ -222,14 +245,16 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         """Make a neuron for every activation, and turn the graph into a spiking one."""
         work = self._open
         max_spikes = self.options.max_spikes_of(work.statistics)
-        dtype = next(fx_model.parameters(), work.x).dtype  # a half-precision network stays one
+        dtype = next(
+            fx_model.parameters(), next(iter(tensors_of(work.x).values()))
+        ).dtype  # a half-precision network stays one
         neurons = {
             name: self._neuron(
                 name, statistics, max_spikes[name], slope_below_zero(fx_model.get_submodule(name))
             ).to(dtype)
             for name, statistics in work.statistics.items()
         }
-        largest = None if self.options.coding == "direct" else self._largest_input()
+        largest = {} if self.options.coding == "direct" else self._largest_inputs(fx_model)
         work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
         return fx_model.to(converter.device)
 
@@ -274,8 +299,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         dead = {name: count for name, count in dead.items() if count and fitted}
         self._end()
-        shape = tuple(work.x.shape[1:])
-        return SpikingNetwork(fx_model, options, shape, dead, work.x.dtype, work.readout).eval()
+        inputs = {
+            str(node.target): InputKind(tuple(x.shape[1:]), x.dtype)
+            for node, x in bind(fx_model, work.x).items()
+        }
+        return SpikingNetwork(fx_model, options, inputs, dead, work.readout).eval()
 
     @property
     def _open(self) -> _Conversion:
@@ -288,19 +316,17 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._work = None
         CONVERTING.end()
 
-    def _calibration_batches(self, fx_model: fx.GraphModule) -> list[Tensor]:
+    def _calibration_batches(self, fx_model: fx.GraphModule) -> list[Any]:
         """Calibration images, of all processes, as many as asked for if memory and disk hold them."""
         x, wanted = self._open.x, self.options.calibration_images
         values = record(fx_model, x).values()
         reset_net(fx_model)
-        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)) / len(x)
+        largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)) / rows(x)
         largest *= self.options.time_steps
         room = free_room()
         fitting = max(1, int(room / (_LAYERS_HELD * largest)))
-        images = torch.cat(
-            first_samples(self.calibration_loader, min(wanted, fitting + 1), "calibration_loader")
-        )
-        images = distributed.gather_samples(images)
+        found = first_samples(self._pictures, min(wanted, fitting + 1), "calibration_loader")
+        images = Inputs(map_tensors(distributed.gather_samples, join([part.value for part in found])))
         if min(wanted, len(images)) > fitting:
             warnings.warn(
                 f"calibration_images={wanted}: only the first {fitting} of {wanted} images are used, "
@@ -310,11 +336,21 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"fewer steps, or ask for {fitting}",
                 stacklevel=2,
             )
-        bytes_at_once = _BATCH_BYTES.get(x.device.type, _LARGEST_BATCH_BYTES)
+        device = Inputs(x).device
+        bytes_at_once = _BATCH_BYTES.get(device.type, _LARGEST_BATCH_BYTES)
         size = min(_LARGEST_BATCH, max(1, int(bytes_at_once / largest)))
-        return list(images[: min(wanted, fitting)].split(size))
+        images = images[: min(wanted, fitting)]
+        return [images[i : i + size].value for i in range(0, len(images), size)]
 
-    def _largest_input(self) -> Tensor:
-        inputs = batches(self.calibration_loader, "calibration_loader")
-        largest = distributed.maximum(torch.stack([x.abs().max() for x, _ in inputs]).max()).item()
-        return self._open.x.new_tensor(largest or 1.0)
+    def _largest_inputs(self, fx_model: fx.GraphModule) -> dict[str, Tensor]:
+        """The largest magnitude of each input, of single frames too, by the name of its encoder."""
+        found = batches(self.calibration_loader, "calibration_loader", self.time_dim)
+        each = [[t.abs().max() for t in bind(fx_model, x.value).values()] for x, _ in found]
+        examples = bind(fx_model, self._open.x).values()
+        largest = {}
+        for name, values, x in zip(
+            encoder_names(fx_model).values(), zip(*each, strict=True), examples, strict=True
+        ):
+            most = distributed.maximum(torch.stack(values).max()).item()
+            largest[name] = x.new_tensor(most or 1.0)
+        return largest

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..modules.encoding import CompensatedRateEncoder
 from ..modules.pooling import MAX_POOLS
+from ..modules.temporal import TemporalModule
 from ..utils.inference import evaluate
+from ..utils.inputs import call, join, map_floats, rows
 from ..utils.outputs import map_tensors, tensors_of
 from .evaluate import depends_on_input, evaluate_node, has_tensor, record, run_with_types
 from .operators import (
@@ -33,6 +36,7 @@ __all__ = [
     "check_supported",
     "find_readout",
     "in_double",
+    "refuse_varying",
 ]
 
 REMEDIES = {
@@ -58,7 +62,7 @@ _LINEAR_UPSAMPLING = {"nearest", "nearest-exact", "linear", "bilinear", "bicubic
 
 def check_supported(
     gm: fx.GraphModule,
-    x: Tensor,
+    x: Any,
     known: Mapping[fx.Node, str] = MappingProxyType({}),
     direct: bool = True,
 ) -> None:
@@ -169,6 +173,45 @@ def _is_random(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) ->
     return not all(_close(a, b, 1e-3) for a, b in pairs)
 
 
+def refuse_varying(gm: fx.GraphModule, x: Any) -> None:
+    """Raise if a converted graph would not be right for inputs that change from step to step.
+
+    Max-pooling before the first neuron is right: it passes on the maximum of the mean frame. Whatever
+    else is not affine there acts on each frame, and the mean of what it returns is not what the ANN
+    computes of the mean frame.
+
+    Args:
+        gm: a converted graph.
+        x: one input ``[1, ...]``, of one step.
+
+    Raises:
+        ValueError: names each node and its line.
+    """
+    values, depending = record(gm, x), depends_on_input(gm)
+    after: set[fx.Node] = set()
+    problems = []
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, CompensatedRateEncoder):
+            raise ValueError(
+                "coding='compensated' adds what rate coding loses of an input that is held, and these "
+                "change over time; convert with coding='direct' or 'rate'"
+            )
+        temporal = isinstance(module, TemporalModule)
+        fires = temporal and not module.keeps_constant  # type: ignore[union-attr]
+        if fires or after.intersection(node.all_input_nodes):
+            after.add(node)
+        elif isinstance(module, MAX_POOLS):
+            problems.append(problem_text(gm, node, "use max_pool='lateral_inhibition'"))
+        elif not temporal and (problem := _problem(gm, node, values, depending)):
+            problems.append(problem_text(gm, node, problem))
+    if problems:
+        raise ValueError(
+            "inputs that change over time need layers that are affine before the first neuron; apply "
+            f"the following in the loader. {unsupported_message(problems)}"
+        )
+
+
 def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:
     """Nodes after some others, or before them."""
     found: set[fx.Node] = set()
@@ -238,7 +281,7 @@ def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
 
 
 @torch.no_grad()
-def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
+def check_batch_independent(gm: fx.GraphModule, x: Any) -> None:
     """Raise if an operator mixes the samples of a batch: time steps would mix with them.
 
     The graph runs on the batch, on other samples, and on both in one batch, in double precision. What
@@ -263,32 +306,32 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         ValueError: mean (Tensor.mean) mixes the samples of a batch, which ...
     """
     gm, x = in_double(gm, x)
-    others = x.flip(0).roll(1, -1)  # other samples, even if those of the batch are alike
-    others = others / 2 if x.is_floating_point() else others
+    # Other samples, even if those of the batch are alike.
+    others = map_floats(lambda t: t / 2, map_tensors(lambda t: t.flip(0).roll(1, -1), x))
     places = [n for n in gm.graph.nodes if n.op == "output" or is_module(gm, n, FIRING)]
     wanted = {n for place in places for n in (place, *place.all_input_nodes)}
     first, second = record(gm, x, wanted), record(gm, others, wanted)
     try:
-        both = record(gm, torch.cat([x, others]), wanted)
+        both = record(gm, join([x, others]), wanted)
     except RuntimeError as error:
         raise ValueError(
             "the network runs only at the batch size of its loader, but time steps are folded into "
-            f"the batch; replace fixed batch sizes, as in view({len(x)}, -1), by x.size(0): {error}"
+            f"the batch; replace fixed batch sizes, as in view({rows(x)}, -1), by x.size(0): {error}"
         ) from error
     rounding = _rounding(run_with_types(gm, x)[1])
     for node in places:
         fires = node.op != "output"
         shapes = [list(t.shape) for t in tensors_of(first[node]).values()]
-        wrong = next((shape for shape in shapes if shape[:1] != [len(x)]), None)
+        wrong = next((shape for shape in shapes if shape[:1] != [rows(x)]), None)
         if wrong is not None:
             what = f"{node.target} ({describe(gm, node)})" if fires else "the network"
             raise ValueError(
-                f"{what} returns {wrong} for a batch of {len(x)}: time steps are "
+                f"{what} returns {wrong} for a batch of {rows(x)}: time steps are "
                 "folded into the batch, so activations, max-pooling and the output need one row a "
                 "sample; pass crops or frames as samples of their own, and combine the answers"
             )
-        rows = [n for n in (*node.all_input_nodes, node) if isinstance(first[n], Tensor)]
-        if not all(_are_rows(both[n], first[n], second[n], rounding) for n in rows):
+        read = [n for n in (*node.all_input_nodes, node) if isinstance(first[n], Tensor)]
+        if not all(_are_rows(both[n], first[n], second[n], rounding) for n in read):
             culprit = _first_mixing(gm, x, others, rounding)
             problem = (
                 "mixes the samples of a batch, which a folded time axis does not allow; make each "
@@ -297,9 +340,9 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
             raise ValueError(f"{place_of(gm, culprit)} {problem}")
 
 
-def _first_mixing(gm: fx.GraphModule, x: Tensor, others: Tensor, rounding: float) -> fx.Node:
+def _first_mixing(gm: fx.GraphModule, x: Any, others: Any, rounding: float) -> fx.Node:
     """The first node whose value for two batches in one is not that of the batches."""
-    first, second, both = (record(gm, batch) for batch in (x, others, torch.cat([x, others])))
+    first, second, both = (record(gm, batch) for batch in (x, others, join([x, others])))
     return next(
         n
         for n, value in first.items()
@@ -317,7 +360,7 @@ def _are_rows(both: Tensor, first: Tensor, second: Tensor, rounding: float) -> b
     return _close(both, torch.cat([first, second], grown[0]), rounding)
 
 
-def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: float = 1e-6) -> None:
+def check_equal(gm: fx.GraphModule, model: nn.Module, x: Any, tolerance: float = 1e-6) -> None:
     """Raise if a graph does not compute what the network computes.
 
     Both run in double precision, where rounding cannot hide a difference, nor pass for one; or in
@@ -343,12 +386,14 @@ def check_equal(gm: fx.GraphModule, model: nn.Module, x: Tensor, tolerance: floa
     check_same(got, expected, max(tolerance, _rounding(types), 0.0 if exact else 1e-4))
 
 
-def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Any) -> None:
     """As :func:`check_equal`, on inputs unlike ``x``: what rests in some samples acts in others.
 
     Inputs for which the network has no finite answer are left out.
     """
-    for other in (-x, 4 * x) if x.is_floating_point() else ():
+    real = any(t.is_floating_point() for t in tensors_of(x).values())
+    for factor in (-1, 4) if real else ():
+        other = map_floats(lambda t, factor=factor: factor * t, x)  # type: ignore[misc]
         try:
             expected, exact = _answer_in_double(model, other)
         except Exception:  # it asserts that its input is an image, say
@@ -358,9 +403,9 @@ def check_equal_elsewhere(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> No
             check_same(got, expected, max(1e-6, _rounding(types), 0.0 if exact else 1e-4))
 
 
-def _answer_in_double(model: nn.Module, x: Tensor) -> tuple[Any, bool]:
+def _answer_in_double(model: nn.Module, x: Any) -> tuple[Any, bool]:
     """What a network answers in double precision, or else in its own; and whether it was in double."""
-    precise = x.double() if x.is_floating_point() else x
+    precise = map_floats(Tensor.double, x)
     try:
         return evaluate(doubled(model), precise), True
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
@@ -381,7 +426,7 @@ def doubled(net: Any) -> Any:
 
 
 @torch.no_grad()
-def in_double(gm: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, Tensor]:
+def in_double(gm: fx.GraphModule, x: Any) -> tuple[fx.GraphModule, Any]:
     """A copy of a graph in double precision, and its input; both as they are if it does not run so.
 
     A graph that is in double precision already is taken as it is.
@@ -391,11 +436,11 @@ def in_double(gm: fx.GraphModule, x: Tensor) -> tuple[fx.GraphModule, Tensor]:
         >>> gm(x).dtype
         torch.float64
     """
-    precise = x.double() if x.is_floating_point() else x
+    precise = map_floats(Tensor.double, x)
     try:
         wide = doubled(gm)
         if wide is not gm:
-            wide(precise.clone())
+            call(wide, map_tensors(torch.clone, precise))
     except (RuntimeError, TypeError):  # a type that is written down, or a device without float64
         return gm, x
     return wide, precise

@@ -275,7 +275,11 @@ def _of_stack(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> 
     """``stack(tensors).amax(0)`` one by one: the samples keep the first dimension."""
     named = _arguments(node, "input", "dim", "keepdim")
     stack = named["input"]
-    if not _named_anyhow(stack, "stack") or named.get("keepdim") or named.get("dim") not in (0, (0,), [0]):
+    if (
+        not _named_anyhow(stack, "stack")
+        or named.get("keepdim")
+        or named.get("dim") not in (0, (0,), [0])
+    ):
         return
     tensors, dim = (_arguments(stack, "tensors", "dim").get(key) for key in ("tensors", "dim"))
     if dim or not isinstance(tensors, list | tuple):

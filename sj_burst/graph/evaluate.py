@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..utils.inputs import bind
+from ..utils.outputs import map_tensors
+
 __all__ = [
     "depends_on_input",
     "evaluate_node",
@@ -20,7 +23,7 @@ __all__ = [
 def evaluate_node(
     gm: fx.GraphModule, node: fx.Node, value_of: Callable[[fx.Node], Any], x: Any = None
 ) -> Any:
-    """Value of one node, whose inputs have the values ``value_of``; ``x`` is that of the placeholder.
+    """Value of one node, whose inputs have the values ``value_of``; ``x`` is the network's input.
 
     Example:
         >>> gm = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
@@ -29,7 +32,7 @@ def evaluate_node(
         tensor([0., 2.])
     """
     if node.op == "placeholder":
-        return x
+        return None if x is None else bind(gm, x)[node]
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(gm)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
@@ -42,14 +45,12 @@ def evaluate_node(
 
 
 @torch.no_grad()
-def record(
-    gm: fx.GraphModule, x: Tensor, wanted: Container[fx.Node] | None = None
-) -> dict[fx.Node, Any]:
+def record(gm: fx.GraphModule, x: Any, wanted: Container[fx.Node] | None = None) -> dict[fx.Node, Any]:
     """Value of every node for the input ``x``, or of those wanted; others go after their last use."""
     values: dict[fx.Node, Any] = {}
     kept: dict[fx.Node, Any] = {}
     last = {source: node for node in gm.graph.nodes for source in node.all_input_nodes}
-    x = x.clone()  # the forward may write into its input
+    x = map_tensors(torch.clone, x)  # the forward may write into its input
     for node in gm.graph.nodes:
         value = values[node] = evaluate_node(gm, node, values.__getitem__, x)
         if wanted is None or node in wanted:
@@ -76,10 +77,10 @@ class _TypeReader(fx.Interpreter):
 
 
 @torch.no_grad()
-def run_with_types(gm: fx.GraphModule, x: Tensor) -> tuple[Any, set[torch.dtype]]:
+def run_with_types(gm: fx.GraphModule, x: Any) -> tuple[Any, set[torch.dtype]]:
     """Output of a graph, and the types of all values on the way."""
     reader = _TypeReader(gm)
-    return reader.run(x.clone()), reader.types
+    return reader.run(*bind(gm, map_tensors(torch.clone, x)).values()), reader.types
 
 
 def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:

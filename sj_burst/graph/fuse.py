@@ -14,7 +14,7 @@ from .trace import call_sites, is_module
 __all__ = ["fuse", "unfused"]
 
 
-def fuse(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
+def fuse(gm: fx.GraphModule, x: Any) -> fx.GraphModule:
     r"""Fold each BatchNorm into its Conv/Linear/ConvTranspose neighbour, in place.
 
     .. math::

@@ -2,7 +2,6 @@
 
 import math
 import operator
-
 from typing import Any
 
 import torch.nn.functional as F
@@ -64,9 +63,7 @@ def fold_padding(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[fx.Node
     return problems
 
 
-def _pads_of_infinity(
-    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]
-) -> list[int] | None:
+def _pads_of_infinity(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> list[int] | None:
     """What a call adds of −∞ before and after each dimension, from the last one on; else None."""
     if node.op != "call_function" or node.target is not F.pad:
         return None

@@ -4,9 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
+from ..utils.inputs import join, rows
 from ..utils.outputs import map_tensors
 from .evaluate import depends_on_input, record
 from .trace import describe
@@ -51,7 +51,7 @@ class ReadOut(nn.Module):
 
 
 def split_readout(
-    gm: fx.GraphModule, x: Tensor, nodes: set[fx.Node]
+    gm: fx.GraphModule, x: Any, nodes: set[fx.Node]
 ) -> tuple[fx.GraphModule, ReadOut | nn.Identity]:
     """Split the read-out off a graph, which returns what it reads.
 
@@ -96,10 +96,10 @@ def split_readout(
 class _Split:
     """Where a graph is cut, and the graph of what is cut off."""
 
-    def __init__(self, gm: fx.GraphModule, x: Tensor, nodes: set[fx.Node]) -> None:
+    def __init__(self, gm: fx.GraphModule, x: Any, nodes: set[fx.Node]) -> None:
         self.gm, self.nodes = gm, nodes
-        self._values, self._more = record(gm, x), record(gm, torch.cat([x, x[:1]]))
-        self._samples = len(x)
+        self._values, self._more = record(gm, x), record(gm, join([x, map_tensors(lambda t: t[:1], x)]))
+        self._samples = rows(x)
         self._depending = depends_on_input(gm)
         # Read-out and what it computes again, each with the values at the cut that it reads.
         self._read: dict[fx.Node, set[fx.Node]] = {}

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..modules.temporal import TemporalModule
+from ..utils.inputs import rows
 from .evaluate import depends_on_input, record
 
 __all__ = ["RepeatOverTime", "constant_nodes", "repeat_constants"]
@@ -27,7 +28,7 @@ class RepeatOverTime(TemporalModule):
         return self.unfold(x).flatten(0, 1) if self.is_constant(x) else x
 
 
-def repeat_constants(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
+def repeat_constants(gm: fx.GraphModule, x: Any) -> fx.GraphModule:
     """Insert a :class:`RepeatOverTime` wherever a value that is constant in time meets one that is not.
 
     Under direct coding the layers before the first neuron see the same image at every step. They
@@ -52,7 +53,7 @@ def repeat_constants(gm: fx.GraphModule, x: Tensor) -> fx.GraphModule:
             return held[node]
         with gm.graph.inserting_after(node):
             if isinstance(values[node], Tensor):
-                _check_rows(node, values[node], len(x))
+                _check_rows(node, values[node], rows(x))
                 name = f"hold_{node.name}"
                 gm.add_submodule(name, RepeatOverTime(step_mode="m"))
                 held[node] = gm.graph.call_module(name, (node,))

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..utils.inference import evaluate
-from ..utils.outputs import tensors_of
+from ..utils.inputs import bind, join, rows
+from ..utils.outputs import map_tensors, tensors_of
 from . import composites
 from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
 from .constants import fold_constants
-from .evaluate import evaluate_node, follows_values, record
+from .evaluate import evaluate_node, follows_values, record, run_with_types
 from .operators import OUT_OF_PLACE, same_size
 from .padding import fold_padding
 from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
@@ -24,7 +25,7 @@ __all__ = ["rewrite", "standardize"]
 Values = dict[fx.Node, Any]
 
 
-def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
+def standardize(model: nn.Module, x: Any) -> fx.GraphModule:
     """Trace a network and give every activation and pooling call a module of its own.
 
     Functional ReLUs, bounded ReLUs, poolings and means become modules named after the module whose
@@ -36,8 +37,9 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
     accepts.
 
     Args:
-        model: a network with one input.
-        x: example input ``[N, ...]``; two samples are enough.
+        model: a network.
+        x: example input ``[N, ...]``, two samples are enough; for a network that takes several, a tuple
+            of them, or a dict by the names of its arguments.
 
     Returns:
         A graph module with ``model``'s values in eval mode, with its own copies of the parameters.
@@ -61,14 +63,14 @@ def standardize(model: nn.Module, x: Tensor) -> fx.GraphModule:
     return gm
 
 
-def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
     """As :func:`standardize`, unchecked, with what is wrong at the calls that were left as they are.
 
     Raises:
         ValueError: if the forward cannot be traced, or does not run on ``x``.
-        TypeError: if ``model`` is no module, or ``x`` no tensor.
+        TypeError: if ``model`` is no module, or ``x`` no tensor, nor tensors.
     """
-    if not isinstance(model, nn.Module) or not isinstance(x, Tensor):
+    if not isinstance(model, nn.Module) or not tensors_of(x):
         raise TypeError(
             f"a network and an example input [N, ...] are needed, got {type(model).__name__} and "
             f"{type(x).__name__}"
@@ -100,48 +102,55 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
 
 
 @torch.no_grad()
-def check_batch_sizes(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+def check_batch_sizes(gm: fx.GraphModule, model: nn.Module, x: Any) -> None:
     """Raise unless a graph, in whose tracing sizes decided something, is right for few and many samples.
 
     Raises:
         ValueError: if the network does with some numbers of samples what it does not do with others.
     """
-    for samples in (x[:1], x.repeat(16, *[1] * (x.dim() - 1))):
+    for samples in (map_tensors(lambda t: t[:1], x), join([x] * 16)):
         try:
             expected = evaluate(model, samples)
         except Exception:  # another check says so, if the graph does not run either
             continue
         if all(tensor.isfinite().all() for tensor in tensors_of(expected).values()):
             try:
-                check_same(fx.Interpreter(gm).run(samples.clone()), expected)
+                check_same(run_with_types(gm, samples)[0], expected)
             except Exception as error:
                 raise ValueError(
-                    f"the network does something else for {len(samples)} sample(s) than for {len(x)}; "
+                    f"the network does something else for {rows(samples)} sample(s) than for {rows(x)}; "
                     "time steps are folded into the batch, so its size must decide nothing"
                 ) from error
 
 
 @torch.no_grad()
-def follows_size(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> bool:
+def follows_size(gm: fx.GraphModule, model: nn.Module, x: Any) -> bool:
     """Whether a graph, in whose tracing sizes decided something, is right at other sizes too.
 
     It is compared with the network at every other size of :func:`_other_shapes` that this takes.
     """
     tried = 0
-    for shape in _other_shapes(x):
-        other = x
-        for d, size in enumerate(shape):
-            other = torch.cat([other] * -(-size // other.shape[d]), d).narrow(d, 0, size)
+    tensors = tensors_of(x).values()
+    for i in range(max(len(_other_shapes(t)) for t in tensors)):
+        other = map_tensors(lambda t, i=i: _resized(t, _other_shapes(t)[i : i + 1]), x)  # type: ignore[misc]
         try:
             expected = evaluate(model, other)
         except Exception:  # the network is of some sizes only
             continue
         try:
-            check_same(fx.Interpreter(gm).run(other.clone()), expected)
+            check_same(run_with_types(gm, other)[0], expected)
         except Exception:
             return False
         tried += 1
-    return tried > 0 or x.dim() == 2  # the number of features does not change
+    return tried > 0 or all(t.dim() == 2 for t in tensors)  # the number of features does not change
+
+
+def _resized(x: Tensor, shapes: list[list[int]]) -> Tensor:
+    """A tensor repeated, or cut, to a shape if there is one."""
+    for shape in shapes:
+        for d, size in enumerate(shape):
+            x = torch.cat([x] * -(-size // x.shape[d]), d).narrow(d, 0, size)
+    return x
 
 
 def _other_shapes(x: Tensor) -> list[list[int]]:
@@ -153,13 +162,15 @@ def _other_shapes(x: Tensor) -> list[list[int]]:
     return shapes if x.dim() > 2 else []
 
 
-def guard_input(gm: fx.GraphModule, x: Tensor) -> None:
+def guard_input(gm: fx.GraphModule, x: Any) -> None:
     """Refuse inputs of other sizes than that of ``x``."""
-    source = next(n for n in gm.graph.nodes if n.op == "placeholder")
-    size = tuple(x.shape[1:] if x.dim() == 3 else x.shape[2:])
-    with gm.graph.inserting_after(source):
-        guarded = gm.graph.call_function(same_size, (source, size))
-    source.replace_all_uses_with(guarded, delete_user_cb=lambda user: user is not guarded)
+    for source, tensor in bind(gm, x).items():
+        size = tuple(tensor.shape[1:] if tensor.dim() == 3 else tensor.shape[2:])
+        if not size:
+            continue  # the number of features does not change
+        with gm.graph.inserting_after(source):
+            guarded = gm.graph.call_function(same_size, (source, size))
+        source.replace_all_uses_with(guarded, delete_user_cb=lambda user, new=guarded: user is not new)  # type: ignore[misc]
     gm.recompile()
 
 
@@ -316,14 +327,14 @@ def free_the_batch(gm: fx.GraphModule, values: Values) -> None:
 
 
 @torch.no_grad()
-def drop_identities(gm: fx.GraphModule, x: Tensor) -> None:
+def drop_identities(gm: fx.GraphModule, x: Any) -> None:
     """Read an identity's input instead of it; so of functions of others that return what they are given.
 
     Such are stochastic depth and DropBlock, which do nothing in eval mode.
     """
     values: Values = {}
     for node in list(gm.graph.nodes):
-        values[node] = evaluate_node(gm, node, values.__getitem__, x.clone())
+        values[node] = evaluate_node(gm, node, values.__getitem__, map_tensors(torch.clone, x))
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if node.op == "call_module":
             drop = type(gm.get_submodule(str(node.target))) is nn.Identity

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..utils.exclusive import CONVERTING
 from ..utils.inference import evaluate
+from ..utils.outputs import map_tensors
 from .operators import ACTIVATIONS
 from .tracer import DoesNotRun, ExampleTracer, isinstance_by_example
 
@@ -105,39 +106,41 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
+def trace(model: nn.Module, x: Any) -> tuple[fx.GraphModule, bool]:
     """Trace a deep copy of ``model`` in eval mode; arguments with defaults keep their defaults.
 
     What hooks of containers do is traced. The modules of the graph have none: those that only look on
     stay with the model, and :func:`~sj_burst.graph.check.check_equal` finds those that change a value.
 
     Args:
-        model: a network with one input.
-        x: example input ``[N, ...]``; its sizes decide where the forward asks for them.
+        model: a network.
+        x: example input ``[N, ...]``, a tuple of them or a dict by the names of arguments; their sizes
+            decide where the forward asks for them.
 
     Returns:
         The graph, and whether a size decided something.
 
     Raises:
-        ValueError: if the forward cannot be traced, or does not run on ``x``, or takes more than one
-            input.
+        ValueError: if the forward cannot be traced, or does not run on ``x``, or takes other
+            inputs.
     """
     model = copy_with_plain_weights(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("a TorchScript module cannot be traced; pass the network it was made from")
-    tracer, name = ExampleTracer(x), type(model).__name__
+    examples, defaults = _arguments(model, x)
+    tracer, name = ExampleTracer(examples), type(model).__name__
     try:
         with CONVERTING, _sizes_as_arguments(), isinstance_by_example(model):
-            graph = tracer.trace(model, concrete_args=_defaults(model) or None)
+            graph = tracer.trace(model, concrete_args=defaults or None)
     except DoesNotRun as error:
         remedy = "the loader must yield what the network was trained on"
-        if _runs(model, x[:1]):
+        if _runs(model, map_tensors(lambda t: t[:1], x)):
             remedy = (
-                "it runs on one sample at a time, but time steps are folded into the batch; replace fixed "
-                "batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
+                "it runs on one sample at a time, but time steps are folded into the batch; replace "
+                "fixed batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
             )
         raise ValueError(
-            f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; {remedy}"
+            f"{name} does not run on inputs {_described(examples)}: {error}; {remedy}"
         ) from error
     except Exception as error:
         line = _line_of(error)
@@ -153,12 +156,15 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
     for module in tracer.root.modules():
         for kind in _HOOKS:
             getattr(module, kind).clear()
-    for placeholder in [n for n in graph.nodes if n.op == "placeholder"][1:]:
-        _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
+    for placeholder in [n for n in graph.nodes if n.op == "placeholder"]:
+        if str(placeholder.target).lstrip("*") in examples:
+            placeholder.args = ()  # a default that was not taken
+        else:
+            _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
     return fx.GraphModule(tracer.root, graph), tracer.decided
 
 
-def _runs(model: nn.Module, x: Tensor) -> bool:
+def _runs(model: nn.Module, x: Any) -> bool:
     try:
         evaluate(model, x)
     except Exception:
@@ -166,21 +172,37 @@ def _runs(model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Arguments of the forward that have a default.
+def _arguments(model: nn.Module, x: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Arguments of the forward by name: those that the input gives, and the defaults of the others.
 
     Raises:
-        ValueError: unless exactly one has none.
+        ValueError: unless the input gives what the forward takes.
     """
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = [p.name for p in named if p.default is p.empty]
-    if len(required) != 1:
+    signature = inspect.signature(model.forward)
+    named = [p for p in signature.parameters.values() if p.kind not in _VARIADIC]
+    tensors = dict(x) if isinstance(x, Mapping) else {}
+    positional = [] if tensors else list(x) if isinstance(x, tuple) else [x]
+    try:
+        given = dict(signature.bind(*positional, **tensors).arguments)
+    except TypeError:
+        given = {}
+    if not given or given.keys() - {p.name for p in named}:
+        required = [p.name for p in named if p.default is p.empty]
+        got = f"inputs named {sorted(tensors)}" if tensors else f"{len(positional)} input(s)"
         raise ValueError(
-            f"{type(model).__name__}.forward must take exactly one input without a default, it "
-            f"takes {required}; wrap the network in a module whose forward takes one tensor"
+            f"{type(model).__name__}.forward takes {required or 'nothing'} without a default, and the "
+            f"loader yields {got}; yield a tensor for one argument, or a tuple, list or dict of tensors "
+            "for several, as in ((x1, x2), target), or wrap the network in a module whose forward takes "
+            "tensors"
         )
-    return {p.name: p.default for p in named if p.default is not p.empty}
+    return given, {p.name: p.default for p in named if p.name not in given}
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _described(examples: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{list(x.shape)} ({x.dtype}, {x.device})" for x in examples.values())
 
 
 def _line_of(error: BaseException) -> str:

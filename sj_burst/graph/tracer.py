@@ -2,7 +2,7 @@
 
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,8 @@ class ExampleTracer(fx.Tracer):
     that the graph may be that of these sizes only. Values of tensors decide nothing.
 
     Args:
-        x: example input ``[N, ...]``.
+        examples: an example ``[N, ...]`` of every input by the name of its argument; a tensor is that of
+            the first.
 
     Attributes:
         decided: whether a size decided something.
@@ -49,9 +50,11 @@ class ExampleTracer(fx.Tracer):
 
     record_stack_traces = True
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, examples: Tensor | Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.example = x.detach().clone()  # the forward may write into its input
+        given = {"": examples} if isinstance(examples, Tensor) else examples
+        # The forward may write into its input.
+        self.examples = {name: x.detach().clone() for name, x in given.items()}
         self.values: dict[fx.Node, Any] = {}
         self.decided = False
         self._following: set[fx.Node] = set()  # the values of the input, not its sizes alone
@@ -83,7 +86,8 @@ class ExampleTracer(fx.Tracer):
         """Record a call, and compute it for the example; a call that fails leaves no trace."""
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if kind == "placeholder":
-            self.values[proxy.node] = self.example if not self.values else (args or (None,))[0]
+            name = "" if "" in self.examples and not self.values else target
+            self.values[proxy.node] = self.examples.get(name, (args or (None,))[0])
         elif kind not in ("output", "get_attr"):
             try:
                 self.values[proxy.node] = self._value(proxy.node)

@@ -12,6 +12,7 @@ from ..network import SpikingNetwork
 from ..utils import distributed
 from ..utils.checks import check_count, check_range
 from ..utils.inference import eval_mode
+from ..utils.inputs import Inputs
 from ..utils.labels import IGNORED, check_labels, is_label
 from ..utils.loader import batches, check_loader
 from ..utils.outputs import steps_of
@@ -59,6 +60,7 @@ def fit_early_exit(
     max_loss: float = 0.1,
     *,
     output: Any = None,
+    time_dim: int | None = None,
 ) -> float:
     r"""The smallest confidence margin at which leaving costs no more than ``max_loss`` points.
 
@@ -73,6 +75,7 @@ def fit_early_exit(
         time_steps: T.
         max_loss: points of accuracy that may be lost.
         output: which tensor is the answer, as for :func:`sj_burst.simulate`.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
 
     Returns:
         A margin in [0, 1] for ``simulate(..., early_exit=margin)``; 1 if only that is safe.
@@ -99,7 +102,7 @@ def fit_early_exit(
     early, full, samples = torch.zeros(len(_MARGINS)), torch.zeros(()), torch.zeros(())
     try:
         with eval_mode(snn):
-            for x, target in batches(loader):
+            for x, target in batches(loader, "loader", time_dim, time_steps):
                 if not is_label(target, (len(x),)):
                     raise ValueError("fit_early_exit needs (input, class labels [N]) batches")
                 answers, margins = _running(snn, x.to(snn.device), time_steps, output)
@@ -117,7 +120,7 @@ def fit_early_exit(
     return _MARGINS[int(unsafe[-1]) + 1 if len(unsafe) else 0].item()
 
 
-def _running(snn: SpikingNetwork, x: Tensor, time_steps: int, output: Any) -> tuple[Tensor, Tensor]:
+def _running(snn: SpikingNetwork, x: Inputs, time_steps: int, output: Any) -> tuple[Tensor, Tensor]:
     """Answers ``[T, N, ...]`` and confidence margins ``[T, N]`` after every step."""
     running, answers, margins = RunningAnswer(snn, output), [], []
     with snn.present(x) as shown:

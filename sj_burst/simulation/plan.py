@@ -1,6 +1,6 @@
 """How many samples and steps run at a time."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..graph.evaluate import record
 from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
+from ..utils.inputs import Inputs, rows
 
 __all__ = ["Plan", "plan_run", "steps_at_once"]
 
@@ -30,24 +31,24 @@ ROWS_OF_WHOLE_BATCHES = 256
 
 
 def plan_run(
-    snn: nn.Module, x: Tensor, time_steps: int, chunk: int | None, early_exit: float | None
+    snn: nn.Module, x: Inputs, time_steps: int, chunk: int | None, early_exit: float | None
 ) -> Plan:
     """How many samples and steps to run at a time, from what they take in memory."""
     if not isinstance(snn, SpikingNetwork):
         return Plan(len(x), 1)
-    snn.check_input(x)
+    snn.check_input(x.one_frame())
     chunk = 1 if chunk is None and early_exit is not None else chunk
     if x.device.type == "cpu":
-        rows = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _largest_values(snn, x[:1])[-1]))
-        chunk = chunk or min(time_steps, STEPS_ON_CPU, rows)
-        parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // rows)
+        most = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _largest_values(snn, x[:1].one_frame())[-1]))
+        chunk = chunk or min(time_steps, STEPS_ON_CPU, most)
+        parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // most)
         return Plan(-(-len(x) // parts), chunk)
-    rows = ROWS_ON_GPU
+    most = ROWS_ON_GPU
     if x.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(x.device)
-        rows = min(rows, int(free / 4 / sum(_largest_values(snn, x[:1]))))
-    samples = max(1, min(len(x), rows))
-    return Plan(samples, chunk or max(1, min(time_steps, rows // samples)))
+        most = min(most, int(free / 4 / sum(_largest_values(snn, x[:1].one_frame()))))
+    samples = max(1, min(len(x), most))
+    return Plan(samples, chunk or max(1, min(time_steps, most // samples)))
 
 
 def steps_at_once(samples: int) -> int:
@@ -60,10 +61,10 @@ def steps_at_once(samples: int) -> int:
     return max(1, ROWS_OF_WHOLE_BATCHES // samples)
 
 
-def _largest_values(snn: SpikingNetwork, x: Tensor) -> list[int]:
+def _largest_values(snn: SpikingNetwork, x: Any) -> list[int]:
     """Bytes of the largest values of one sample in one step, which may exist side by side."""
     reset_net(snn)
-    with time_folded(snn.graph, TimeFold(1, len(x))):
+    with time_folded(snn.graph, TimeFold(1, rows(x))):
         values = record(snn.graph, x).values()
     sizes = sorted(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
     return [max(1, size) for size in sizes[-4:]]

@@ -16,7 +16,8 @@ from ..network import Presentation, SpikingNetwork
 from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, eval_mode, evaluate
-from ..utils.loader import batches, check_loader
+from ..utils.inputs import Inputs
+from ..utils.loader import batches, check_loader, check_time_dim
 from ..utils.outputs import select_output, steps_of
 from .answers import Answers, AnswerTotals
 from .early_exit import confidence_margin
@@ -39,6 +40,7 @@ def simulate(
     early_exit: float | None = None,
     reference: nn.Module | None = None,
     output: Any = None,
+    time_dim: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> SimulationResult:
@@ -51,10 +53,17 @@ def simulate(
     computed once per batch. In the processes of a ``torchrun``, each simulates its own batches and all
     return the result over all of them.
 
+    With ``time_dim`` every step is shown a frame of its own, T of them, and all layers run at every
+    step. Rates then follow the mean over the frames: the ANN of a sequence is the ANN of its mean
+    frame. Before the first neuron there must be affine layers and max-pooling only; other functions
+    would act on single frames, of which the mean frame does not tell.
+
     Args:
         snn: a converted network; other SpikingJelly networks run step by step.
         loader: batches ``(input, target)`` or inputs ``[N, ...]``. Samples with the label −100 do not
-            count, nor do pixels whose label is no class (255, say).
+            count, nor do pixels whose label is no class (255, say). For a network that takes several,
+            the input is a tuple or list of tensors, or a dict by the names of its arguments:
+            ``((x1, x2), target)``, or ``((x1, x2),)`` without a target.
         time_steps: T ≥ 1.
         chunk: time steps per forward pass; ``None`` chooses: on a CPU what stays in its caches, on
             a CUDA device what fits into a quarter of its free memory, and 1 with ``early_exit``.
@@ -65,6 +74,9 @@ def simulate(
         reference: the ANN, to record the output's error against it.
         output: which tensor is the answer, if the network returns several: a key or an index, or a
             tuple of them.
+        time_dim: for inputs that change from step to step, which of their dimensions is time: 0 for
+            ``[T, N, ...]``, 1 for ``[N, T, ...]``, as a DataLoader collates SpikingJelly's event data
+            sets with ``split_by="number"``; ``None`` for inputs that are held.
         device: where to run; ``None`` for where the network is.
         progress: show a progress bar.
 
@@ -73,7 +85,8 @@ def simulate(
 
     Raises:
         ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
-            that was not converted by ``sj_burst``, or the loader is empty, or inputs are NaN, or
+            that was not converted by ``sj_burst``, or sequences are not of T steps or meet a function
+            that is not affine before the first neuron, or the loader is empty, or inputs are NaN, or
             targets or the reference do not fit the output; or for a network of others in step mode "m".
         TypeError: for a network without neurons, or a loader that does not yield tensors or
             (input, target) tuples.
@@ -87,12 +100,13 @@ def simulate(
         torch.Size([4])
     """
     _check(snn, loader, time_steps, chunk, early_exit, reference)
+    check_time_dim(time_dim)
     device = device_of(snn) if device is None else torch.device(device)
     snn = snn.to(device)
     totals, seconds = AnswerTotals(time_steps), 0.0
     try:
         with eval_mode(snn):
-            pairs = batches(loader)
+            pairs = batches(loader, "loader", time_dim, time_steps)
             head = next(pairs)
             example = head[0].to(device)
             plan = plan_run(snn, example, time_steps, chunk, early_exit)
@@ -119,12 +133,12 @@ def simulate(
 
 
 def _parts(
-    batch: tuple[Tensor, Any],
+    batch: tuple[Inputs, Any],
     reference: nn.Module | None,
     output: Any,
     device: torch.device,
     samples: int,
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+) -> Iterator[tuple[Inputs, Tensor | None, Tensor | None]]:
     """Inputs, targets and the reference's outputs of at most ``samples`` at a time."""
     x, target = batch
     _check_target(target)
@@ -132,18 +146,19 @@ def _parts(
     target = None if target is None else target.to(device)
     wanted = None
     if reference is not None:  # it stays where it is
-        wanted = select_output(evaluate(reference, x.to(device_of(reference))), output).to(device)
+        answer = evaluate(reference, x.to(device_of(reference)).picture())
+        wanted = select_output(answer, output).to(device)
     for first in range(0, len(x), samples):
         rows = slice(first, first + samples)
         yield x[rows], None if target is None else target[rows], None if wanted is None else wanted[rows]
 
 
-def _follow(snn: nn.Module, x: Tensor, answers: Answers, chunk: int, early_exit: float | None) -> float:
+def _follow(snn: nn.Module, x: Inputs, answers: Answers, chunk: int, early_exit: float | None) -> float:
     """Take one batch through its steps; returns the seconds of the forward passes."""
     seconds, start = 0.0, time.perf_counter()
     with present(snn, x) as shown:
         for returned in shown.chunks(answers.time_steps, chunk):
-            if x.is_cuda:
+            if x.device.type == "cuda":
                 torch.cuda.synchronize(x.device)
             seconds += time.perf_counter() - start
             for out in steps_of(returned):

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from ..graph.readout import ReadOut
 from ..network import Presentation, SpikingNetwork
+from ..utils.inputs import as_inputs, call
 from ..utils.outputs import RunningMean, at_least_single, select_output, tensors_of
 
 __all__ = ["RunningAnswer", "StepByStep", "present", "scores_of"]
 
 
-def present(snn: nn.Module, x: Tensor) -> "Presentation | StepByStep":
-    """Hold ``x [N, ...]`` from a fresh state; as a context manager it leaves a fresh one."""
+def present(snn: nn.Module, x: Any) -> "Presentation | StepByStep":
+    """Hold ``x``, or show its frames, from a fresh state; as a context manager it leaves a fresh one."""
     return snn.present(x) if isinstance(snn, SpikingNetwork) else StepByStep(snn, x)
 
 
 class StepByStep:
-    """The same input at every step, for a single-step network of others.
+    """The same input at every step, or a frame at each, for a single-step network of others.
 
     Example:
         >>> from spikingjelly.activation_based import neuron
@@ -29,8 +30,8 @@ class StepByStep:
         [[0.0, 1.0], [0.0]]
     """
 
-    def __init__(self, net: nn.Module, x: Tensor) -> None:
-        self.net, self.x = net, x
+    def __init__(self, net: nn.Module, x: Any) -> None:
+        self.net, self.x = net, as_inputs(x)
         reset_net(net)
 
     def __enter__(self) -> "StepByStep":
@@ -42,7 +43,11 @@ class StepByStep:
     def chunks(self, time_steps: int, chunk: int) -> Iterator[Any]:
         """Outputs ``[T, N, ...]`` of T steps in parts of at most ``chunk``."""
         for first in range(0, time_steps, chunk):
-            yield torch.stack([self.net(self.x) for _ in range(min(chunk, time_steps - first))])
+            steps = range(first, min(first + chunk, time_steps))
+            yield torch.stack([call(self.net, self._shown(t)) for t in steps])
+
+    def _shown(self, step: int) -> Any:
+        return self.x.frames(step, 1) if self.x.sequence else self.x.value
 
 
 class RunningAnswer:

@@ -14,6 +14,7 @@ from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
 from ..utils.checks import check_count
 from ..utils.inference import device_of, eval_mode
+from ..utils.inputs import Inputs
 from ..utils.loader import batches, check_loader
 from .operations import Operations
 from .plan import steps_at_once
@@ -25,7 +26,9 @@ __all__ = ["count_operations", "synops"]
 
 
 @torch.no_grad()
-def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations:
+def synops(
+    snn: nn.Module, loader: Iterable[Any], time_steps: int, *, time_dim: int | None = None
+) -> Operations:
     r"""Count the synaptic operations of a converted network, layer by layer.
 
     .. math::
@@ -40,7 +43,7 @@ def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations
       constant factors. Interpolation divides a spike among positions.
     - A layer whose input is the analog image (direct coding) runs as MACs, once, because its input
       is the same at every step; one that reads currents which vary (two weighted layers without a
-      neuron between them) runs as MACs at every step.
+      neuron between them), or frames that do, runs as MACs at every step.
     - A weighted layer in the read-out runs once, as MACs.
     - The analog remainder of ``"compensated"`` coding counts as its size in spikes.
     - Updates of neurons, pooling windows, biases and memory traffic are not counted; neither are
@@ -51,6 +54,7 @@ def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations
             before and after.
         loader: batches.
         time_steps: T.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
 
     Returns:
         :class:`Operations` per sample.
@@ -78,7 +82,7 @@ def synops(snn: nn.Module, loader: Iterable[Any], time_steps: int) -> Operations
     try:
         with eval_mode(snn):
             with count_spikes(snn) as counter:
-                for x, _ in batches(loader):
+                for x, _ in batches(loader, "loader", time_dim, time_steps):
                     x = x.to(device_of(snn))
                     samples += len(x)
                     with present(snn, x) as shown:
@@ -111,26 +115,26 @@ def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
 
 @torch.no_grad()
 def count_operations(
-    snn: nn.Module, spikes: dict[str, Tensor], x: Tensor, samples: int, time_steps: int
+    snn: nn.Module, spikes: dict[str, Tensor], x: Inputs, samples: int, time_steps: int
 ) -> Operations:
     """Operations from summed spikes; see :func:`synops` for the conventions.
 
     Args:
         snn: the network; its state is reset.
         spikes: of every layer that emits some ``[1, ...]``, of :class:`SpikeCounter`.
-        x: one input ``[1, ...]``, for the shapes.
+        x: of one sample, for the shapes.
         samples: over which ``spikes`` is summed.
         time_steps: over which ``spikes`` is summed.
     """
     reset_net(snn)
     gm = graph_of(snn)
-    folded = time_folded(gm, TimeFold(1, len(x))) if isinstance(snn, SpikingNetwork) else nullcontext()
+    folded = time_folded(gm, TimeFold(1, 1)) if isinstance(snn, SpikingNetwork) else nullcontext()
     try:
         with folded:
-            values = record(gm, x)
+            values = record(gm, x.one_frame())
     finally:
         reset_net(snn)
-    costs = SpikeWalk(gm, values, spikes).run()
+    costs = SpikeWalk(gm, values, spikes, varying=x.sequence).run()
     if isinstance(readout := getattr(snn, "readout", None), ReadOut):
         costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
     return Operations(

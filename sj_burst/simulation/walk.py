@@ -61,12 +61,18 @@ class SpikeWalk:
         gm: the graph of a converted network.
         values: of all its nodes, for one input.
         emitted: spikes of every layer that emits some ``[1, ...]``; of pooling, their weights.
+        varying: the network's input changes from step to step.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, values: dict[fx.Node, Any], emitted: dict[str, Tensor]
+        self,
+        gm: fx.GraphModule,
+        values: dict[fx.Node, Any],
+        emitted: dict[str, Tensor],
+        varying: bool = False,
     ) -> None:
         self.gm, self.values, self.emitted = gm, values, emitted
+        self.input = _VARYING if varying else _CONSTANT
         self.flow: dict[fx.Node, Any] = {}  # _Spikes, _CONSTANT, _VARYING; absent: no activation
         self.costs: dict[str, LayerCost] = {}
 
@@ -75,7 +81,7 @@ class SpikeWalk:
         for node in self.gm.graph.nodes:
             sources = [self.flow[n] for n in node.all_input_nodes if n in self.flow]
             if node.op == "placeholder":
-                self.flow[node] = _CONSTANT
+                self.flow[node] = self.input
             elif node.op != "output" and sources and has_tensor(self.values[node]):
                 self.flow[node] = self._step(node, sources)
         return self.costs

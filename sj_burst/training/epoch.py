@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..utils.inputs import Inputs
 from ..utils.labels import IGNORED, check_labels
 from ..utils.loader import batches, check_loader
 
@@ -27,8 +28,12 @@ class Writer(Protocol):
 
 
 def labelled(
-    loader: Iterable[Any], name: str, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor]]:
+    loader: Iterable[Any],
+    name: str,
+    device: torch.device | str,
+    time_dim: int | None = None,
+    time_steps: int | None = None,
+) -> Iterator[tuple[Inputs, Tensor]]:
     """Inputs and class labels of all batches, on a device.
 
     Raises:
@@ -36,7 +41,7 @@ def labelled(
         ValueError: if there is no batch.
     """
     check_loader(loader, name)
-    for x, target in batches(loader, name):
+    for x, target in batches(loader, name, time_dim, time_steps):
         if not isinstance(target, Tensor) or target.is_floating_point():
             raise TypeError(f"{name} must yield (input, class labels) batches; the labels are missing")
         yield x.to(device), target.to(device).long()
@@ -83,8 +88,8 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
 
 
 def train_epoch(
-    pairs: Iterable[tuple[Tensor, Tensor]],
-    loss_of: Callable[[Tensor, Tensor], Tensor | None],
+    pairs: Iterable[tuple[Inputs, Tensor]],
+    loss_of: Callable[[Inputs, Tensor], Tensor | None],
     optimizer: torch.optim.Optimizer,
     title: str,
     progress: bool,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.inference import device_of, eval_mode, forward_hooks
+from ..utils.inputs import call
 from ..utils.labels import correct_share
 from .epoch import NO_CLASS, fitting, labelled
 from .rate_loss import EPSILON, output_rate
@@ -68,7 +69,7 @@ def evaluate_rates(model: nn.Module, loader: Iterable[Any]) -> tuple[float, list
     with eval_mode(model), record_rates(model) as rates:
         for x, target in labelled(loader, "val_loader", device_of(model)):
             rates.clear()
-            logits = model(x)
+            logits = call(model, x.value)
             right, known = correct_share(logits, fitting(target, logits))
             correct, samples = correct + right.sum().item(), samples + int(known.sum())
             layers = [rate.double() for rate in (*rates, output_rate(logits))]

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def replace_relu(
     model: nn.Module,
     activation: Callable[[], nn.Module] = RateNorm,
     *,
-    example: Tensor | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """Put a bounded activation in the place of every ReLU of a copy of a network.
 
@@ -162,7 +163,8 @@ def replace_relu(
     Args:
         model: a network; stays as it is.
         activation: makes the module for one ReLU, ``RateNorm`` or ``lambda: QCFS(levels=4)`` say.
-        example: input ``[N, ...]``, N ≥ 2, for networks with functional ReLUs.
+        example: input ``[N, ...]``, N ≥ 2, or a tuple or dict of several, for networks with functional
+            ReLUs.
 
     Returns:
         The new network, in the mode of ``model``.

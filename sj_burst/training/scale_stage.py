@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import device_of
+from ..utils.inputs import Inputs, call
 from .candidates import Candidate, non_dominated
 from .epoch import Writer, labelled, train_epoch
 from .rate_loss import rate_inference_loss
@@ -112,10 +113,10 @@ def train_threshold_scale(
     def save(epoch: int, finished: bool) -> None:
         run.save(epoch, candidates=[vars(c) for c in candidates], finished=finished)
 
-    def loss_of(x: Tensor, _: Tensor) -> Tensor:
+    def loss_of(x: Inputs, _: Tensor) -> Tensor:
         with record_rates(student) as rates:
-            logits = student(x)
-        return rate_inference_loss(logits, teacher(x), rates, lam)
+            logits = call(student, x.value)
+        return rate_inference_loss(logits, call(teacher, x.value), rates, lam)
 
     if not candidates:
         measure(0)

@@ -17,7 +17,9 @@ from ..graph.readout import ReadOut
 from ..network import SpikingNetwork
 from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
+from ..utils.inputs import Inputs, call
 from ..utils.labels import check_labels
+from ..utils.loader import check_time_dim
 from ..utils.outputs import map_tensors, select_output
 from .epoch import Writer, has_class, labelled, train_epoch
 from .run import Run, fingerprints
@@ -92,6 +94,7 @@ def finetune(
     train_thresholds: bool = True,
     step_mode: str = "m",
     output: Any = None,
+    time_dim: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     writer: Writer | None = None,
     progress: bool = True,
@@ -111,7 +114,8 @@ def finetune(
 
     Args:
         snn: a converted network with finite Γ; stays as it is, but for its reset state.
-        loader: training batches ``(input, label)``; each input is presented for T steps.
+        loader: training batches ``(input, label)``; each input is presented for T steps, or shown frame
+            by frame.
         time_steps: T ≥ 1 to train for.
         epochs: number of passes over the loader.
         lr: Adam's learning rate at the start.
@@ -120,6 +124,7 @@ def finetune(
         train_thresholds: train thresholds, too.
         step_mode: ``"m"`` runs all steps at once; ``"s"`` one after the other, with the same result.
         output: which tensor is the answer, as for :func:`sj_burst.simulate`.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
             ``snn`` that it was started from: keep that one by :func:`sj_burst.save`.
         writer: TensorBoard writer, or anything with ``add_scalar``.
@@ -150,6 +155,7 @@ def finetune(
         raise ValueError(f"step_mode must be 's' or 'm', got {step_mode!r}")
     check_count(time_steps=time_steps, epochs=epochs)
     check_positive(lr=lr)
+    check_time_dim(time_dim)
     reset_net(snn)
     net = copy.deepcopy(snn).eval().requires_grad_(True)
     set_step_mode(net, step_mode)
@@ -165,7 +171,7 @@ def finetune(
     trained = nn.ModuleList([net, scales])
     run = Run(checkpoint, settings, loader, trained, optimizer, schedule, _start(snn))
 
-    def loss_of(x: Tensor, target: Tensor) -> Tensor | None:
+    def loss_of(x: Inputs, target: Tensor) -> Tensor | None:
         if not has_class(target):
             return None
         reset_net(net)
@@ -175,7 +181,10 @@ def finetune(
         return tet_loss(select_output(returned, output), target, lam, phi)
 
     for epoch in range(run.epoch + 1, epochs + 1):
-        pairs, title = labelled(loader, "loader", net.device), f"tune {epoch}/{epochs}"
+        pairs, title = (
+            labelled(loader, "loader", net.device, time_dim, time_steps),
+            f"tune {epoch}/{epochs}",
+        )
         per_batch = None if batches is None else schedule
         loss = train_epoch(pairs, loss_of, optimizer, title, progress, per_batch)
         if batches is None:
@@ -208,11 +217,13 @@ def _check_sound(net: SpikingNetwork) -> None:
         )
 
 
-def _outputs(net: SpikingNetwork, x: Tensor, time_steps: int, step_mode: str) -> Any:
-    """Outputs of every step for an input that is held, ``[T, N, ...]``."""
+def _outputs(net: SpikingNetwork, x: Inputs, time_steps: int, step_mode: str) -> Any:
+    """Outputs of every step ``[T, N, ...]``."""
     if step_mode == "m":
         return net.run(x, time_steps)
-    steps = [net(x) for _ in range(time_steps)]
+    net.present(x)  # checks that it fits
+    shown = [x.frames(t, 1) if x.sequence else x.value for t in range(time_steps)]
+    steps = [call(net, frame) for frame in shown]
     return map_tensors(lambda *outputs: torch.stack(outputs), *steps)
 
 

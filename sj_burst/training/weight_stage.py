@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import device_of
+from ..utils.inputs import Inputs, call
 from .epoch import Writer, fitting, has_class, labelled, train_epoch
 from .rate_norm import RateNorm
 from .run import Run
@@ -81,8 +82,8 @@ def train_rates(
     settings = dict(stage=1, epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay)
     run = Run(checkpoint, settings, loader, net, optimizer, schedule)
 
-    def loss_of(x: Tensor, target: Tensor) -> Tensor | None:
-        out = net(x)
+    def loss_of(x: Inputs, target: Tensor) -> Tensor | None:
+        out = call(net, x.value)
         target = fitting(target, out)
         return F.cross_entropy(out, target) if has_class(target) else None
 

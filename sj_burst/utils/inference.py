@@ -6,7 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from .inputs import call
+from .outputs import map_tensors
 
 __all__ = ["device_of", "eval_mode", "evaluate", "forward_hooks"]
 
@@ -44,10 +47,10 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor) -> Any:
-    """Output of ``model`` in eval mode; the training flags of its modules are put back."""
+def evaluate(model: nn.Module, x: Any) -> Any:
+    """Output of ``model`` in eval mode for one input or several; its training flags are put back."""
     with eval_mode(model):
-        return model(x.clone())  # the forward may write into its input
+        return call(model, map_tensors(torch.clone, x))  # the forward may write into its input
 
 
 @contextmanager

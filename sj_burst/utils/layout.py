@@ -16,7 +16,7 @@ def channels_last(value: Any) -> Any:
 
 
 def move(value: Any, device: torch.device | str) -> Any:
-    """A tensor, or the tensors in a tuple or list, on ``device``; anything else as it is.
+    """A tensor, or the tensors in a tuple, list or dict, on ``device``; anything else as it is.
 
     Example:
         >>> move((torch.ones(1), [3]), "meta")
@@ -24,4 +24,6 @@ def move(value: Any, device: torch.device | str) -> Any:
     """
     if isinstance(value, tuple | list):
         return type(value)(move(v, device) for v in value)
+    if isinstance(value, dict):
+        return {key: move(v, device) for key, v in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value

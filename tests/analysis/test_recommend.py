@@ -19,7 +19,7 @@ def conversions(monkeypatch):
 
     def spy(ann, loader, options, **others):
         snn = convert(ann, loader, options, **others)
-        seen.append((torch.cat(loader), (options.time_steps, options.max_spikes), snn))
+        seen.append((torch.cat([x for (x,) in loader]), (options.time_steps, options.max_spikes), snn))
         return snn
 
     monkeypatch.setattr(recommend_module, "convert", spy)

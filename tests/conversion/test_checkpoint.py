@@ -195,8 +195,12 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(small):
         ),
         *(("options", {"max_spikes": value}) for value in (None, 0, "4", math.nan, {}, {"*": "x"})),
         *(("options", {"channel_wise": 2}), ("options", {"coding": []}), ("options", {"potential": 1})),
-        *(("input_shape", value) for value in (None, 3, [2, "4"], [2, 4.0], [2, -4], [True, 4], (2, 4))),
-        *(("input_dtype", value) for value in (None, "float32", 5)),
+        *(("inputs", value) for value in (None, 3, {}, {"x": [[2]]}, {1: [[2], torch.float32]})),
+        *(
+            ("inputs", {"x": [shape, torch.float32]})
+            for shape in (None, 3, [2, "4"], [2, 4.0], [2, -4], [True, 4], (2, 4))
+        ),
+        *(("inputs", {"x": [[2, 4], dtype]}) for dtype in (None, "float32", 5)),
         *(("dead", value) for value in (None, [], {"1": "2"}, {1: 2})),
         *(("max_spikes", value) for value in (None, [4], {"1": 0}, {"1": "4"}, {"1": math.nan}, {1: 4})),
         *(("architecture", value) for value in (None, "x", [1], {})),

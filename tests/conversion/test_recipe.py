@@ -153,7 +153,9 @@ def test_bad_loaders(convert):
         BurstRecipe(IMAGES[0])
     with pytest.raises(TypeError, match="DataLoader or a list"):
         BurstRecipe(3)
-    with pytest.raises(TypeError, match="yields dict batches"):
+    with pytest.raises(TypeError, match="yields dict batches with a list among the inputs"):
+        convert(vgg(), [{"image": [1, 2]}])
+    with pytest.raises(ValueError, match=r"the loader yields inputs named \['image'\]"):
         convert(vgg(), [{"image": IMAGES[0]}])
     with pytest.raises(ValueError, match="empty batch"):
         convert(vgg(), [torch.empty(0, 2, 8, 8)])
