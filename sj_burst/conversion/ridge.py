@@ -26,12 +26,14 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     (each such step cannot raise the loss); where a leaky activation follows, the first is all. The
     published method runs Adam on the activation; this closed form is our own variant. Other layers
     (transposed, three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even
-    kernel, more than 8192 inputs per output) keep their weights.
+    kernel, more than 8192 inputs per output) keep their weights, and so do layers before a neuron whose
+    current is right already: to 30 dB, a squared error of a thousandth of its variance. (A ResNet-20
+    that keeps 96 % of its answers has 20 dB.)
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
     module = layer.affine
-    if module is None or not _has_patches(module):
+    if module is None or not _has_patches(module) or _is_right(layer):
         return
     groups = getattr(module, "groups", 1)
     gram = _gram(layer, groups)
@@ -54,6 +56,29 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         dtype, shape = module.weight.dtype, module.weight.shape
         module.weight = nn.Parameter(new.reshape(shape).to(dtype))
         add_bias(module, update[:, -1].flatten().to(dtype))
+
+
+def _is_right(layer: Layer) -> bool:
+    """Whether the current of a neuron is that of the ANN already, on the first images."""
+    if layer.neuron is None:
+        return False
+    module: Any = layer.affine
+    errors: Any = 0.0
+    squares: Any = 0.0
+    total: Any = 0.0
+    samples = images = 0
+    for y, wanted, residual in zip(layer.inputs, layer.wanted, layer.residuals, strict=True):
+        z = wanted.to(layer.device)
+        dims = [d for d in range(z.dim()) if d != _channel_dim(module) % z.dim()]
+        errors += (z - module(y.to(layer.device))).double().square().sum()
+        z = (z + residual.to(layer.device)).double()
+        squares, total = squares + z.square().sum(dims), total + z.sum(dims)
+        samples += z.numel() // len(squares)
+        images += len(wanted)
+        if images >= _IMAGES:
+            break
+    variance = squares - total.square() / samples
+    return bool(errors <= _RIGHT * variance.sum())
 
 
 def _gram(layer: Layer, groups: int) -> Tensor:
@@ -106,6 +131,8 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
         return gradient(x, module.weight.shape, rows, *options)
 
 
+_RIGHT = 1e-3  # of the variance
+_IMAGES = 64  # that tell whether a layer is
 _CHUNK_BYTES = 2**24  # of inputs
 
 

@@ -162,9 +162,9 @@ def test_each_node_is_evaluated_once_for_each_network(monkeypatch, fits, looks, 
     monkeypatch.setattr(layer, "mean_output", look)
     sweep(net, IMAGES[:2], fits, count)
     example = 2  # one look at two images before the sweep
-    fitted = min(iterations, 1)  # the head, which nothing follows
-    assert rows["a"] == (1 + iterations + 1) * n + example  # sees the same image at every step
-    assert rows["b"] == (1 + iterations + steps) * n + example
+    fitted = min(iterations, 1)  # a look whether to fit; and the head, which nothing follows
+    assert rows["a"] == (1 + fitted + 1) * n + example  # sees the same image at every step: right
+    assert rows["b"] == (1 + fitted + iterations + steps) * n + example
     assert rows["head"] == (1 + fitted + head * steps) * n + example
     stand_ins = [name for name in rows if name.startswith("ann ")]
     assert len(stand_ins) == 2

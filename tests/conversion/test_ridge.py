@@ -184,3 +184,28 @@ def test_tied_weights_are_left_to_the_other_module():
     refit(module, *values, 4)
     assert module.weight is not old
     assert torch.equal(old, copy)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize(("error", "kept"), [(0.5e-3, True), (2e-3, False)])
+def test_a_layer_whose_current_is_right_keeps_its_weights(kind, error, kept):
+    """Error relative to the variance of the current in each channel, with its residual."""
+    torch.manual_seed(0)
+    module, inputs, wanted, residuals, _ = make(kind, residual=True)
+    channel = -1 if isinstance(module, nn.Linear) else 1
+    with torch.no_grad():
+        out = [module(x) for x in inputs]
+        current = torch.cat([z + s for z, s in zip(out, residuals, strict=True)])
+        current = (
+            current.movedim(channel, 0).flatten(1) + 100 * torch.arange(module.weight.shape[0])[:, None]
+        )
+        variance = current.var(1, correction=0).sum() / len(current)
+        noise = [torch.randn_like(z) for z in out]
+        power = torch.cat(noise).square().mean()
+        wanted = [z + n * (error * variance / power).sqrt() for z, n in zip(out, noise, strict=True)]
+    targets = [(w + s).relu() for w, s in zip(wanted, residuals, strict=True)]
+    before = module.weight.clone()
+    refit(module, inputs, wanted, residuals, targets, iterations=1)
+    assert torch.equal(module.weight, before) == kept
+    refit(module, inputs, wanted, residuals, targets, iterations=1, neuron=False)
+    assert not torch.equal(module.weight, before)
