@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from .entry import Entry
+from .fields import audio, mobile, signals, vision
 
 __all__ = ["FIELDS", "entries"]
 
-FIELDS: tuple = ()
+FIELDS = (audio, signals, vision, mobile)
 
 
 def entries() -> Iterator[Entry]:
