@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from .entry import Entry
+from .fields import audio, dense, detection, mobile, operators, points, signals, style, tables, vision
 
 __all__ = ["FIELDS", "entries"]
 
-FIELDS: tuple = ()
+FIELDS = (audio, signals, vision, mobile, dense, detection, points, tables, style, operators)
 
 
 def entries() -> Iterator[Entry]:
