@@ -8,7 +8,6 @@ from spikingjelly.activation_based import base
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from .graph.check import refuse_varying
 from .graph.evaluate import depends_on_input, evaluate_node
 from .graph.repeat import constant_nodes
 from .modules.neuron import BurstIFNode, neurons
@@ -132,6 +131,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         inputs: by the name of the argument, what calibration has seen; integers are indices, or pictures
             not yet scaled.
         dead: how many channels of a layer never fired in calibration, for layers that have some.
+        held_only: why inputs must not change from step to step; empty if they may.
 
     Attributes:
         measured: T and spikes per sample of the last :func:`sj_burst.simulate`; ``None`` before.
@@ -149,12 +149,14 @@ class SpikingNetwork(nn.Module, base.StepModule):
         options: Options | None = None,
         inputs: Mapping[str, InputKind] | None = None,
         dead: dict[str, int] | None = None,
+        held_only: str = "",
     ) -> None:
         super().__init__()
         self.graph = graph
         self.options = options or Options()
         self.inputs = dict(inputs or {})
         self.dead = dead or {}
+        self.held_only = held_only
         self.measured: tuple[int, float] | None = None
         self._step_mode = "s"
 
@@ -231,12 +233,10 @@ class SpikingNetwork(nn.Module, base.StepModule):
                 which the network computes something that the mean frame does not tell.
         """
         x = as_inputs(x)
-        frame = x.one_frame()
-        self.check_input(frame)
+        self.check_input(x.one_frame())
+        if x.sequence and self.held_only:
+            raise ValueError(self.held_only)
         reset_net(self)
-        if x.sequence:
-            refuse_varying(self.graph, map_tensors(lambda t: t[:1], frame))
-            reset_net(self)
         return Presentation(self.graph, x)
 
     def check_input(self, x: Any, leading: str = "N") -> None:
