@@ -8,7 +8,6 @@ from spikingjelly.activation_based import base
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from .graph.check import refuse_varying
 from .graph.evaluate import depends_on_input, evaluate_node
 from .graph.readout import ReadOut
 from .graph.repeat import constant_nodes
@@ -142,6 +141,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
             not yet scaled.
         dead: how many channels of a layer never fired in calibration, for layers that have some.
         readout: from mean outputs to the answer; ``None`` if they are the answer.
+        held_only: why inputs must not change from step to step; empty if they may.
 
     Attributes:
         readout: from mean outputs ``[N, ...]`` to the answer; ``nn.Identity`` if they are the answer.
@@ -161,6 +161,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         inputs: Mapping[str, InputKind] | None = None,
         dead: dict[str, int] | None = None,
         readout: nn.Module | None = None,
+        held_only: str = "",
     ) -> None:
         super().__init__()
         self.graph = graph
@@ -168,6 +169,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         self.options = options or Options()
         self.inputs = dict(inputs or {})
         self.dead = dead or {}
+        self.held_only = held_only
         self.measured: tuple[int, float] | None = None
         self._step_mode = "s"
 
@@ -267,12 +269,10 @@ class SpikingNetwork(nn.Module, base.StepModule):
                 which the network computes something that the mean frame does not tell.
         """
         x = as_inputs(x)
-        frame = x.one_frame()
-        self.check_input(frame)
+        self.check_input(x.one_frame())
+        if x.sequence and self.held_only:
+            raise ValueError(self.held_only)
         reset_net(self)
-        if x.sequence:
-            refuse_varying(self.graph, map_tensors(lambda t: t[:1], frame))
-            reset_net(self)
         return Presentation(self.graph, x)
 
     def check_input(self, x: Any, leading: str = "N") -> None:

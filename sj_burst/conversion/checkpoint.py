@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import per_channel
+from ..graph.check import why_held
 from ..graph.trace import activation_names, copy_with_plain_weights
 from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
@@ -98,7 +99,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
 
 
 def _example(content: dict[str, Any]) -> Any:
-    """Two samples of the shapes and precision that the file names; several by the names of the inputs."""
+    """Two samples of the shapes and precision that the file names; several inputs by their names."""
     state = content["state_dict"]
     real = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +143,8 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Any) -> SpikingNetw
     if len(names) == 1:  # whatever it is called
         kinds = dict(zip(names, kinds.values(), strict=True))
     inputs = {name: InputKind(tuple(kinds[name][0]), kinds[name][1]) for name in names}
-    snn = SpikingNetwork(gm, options, inputs, content["dead"], readout)
+    held_only = why_held(gm, example)
+    snn = SpikingNetwork(gm, options, inputs, content["dead"], readout, held_only)
     if different := sorted(set(architecture(snn)) ^ set(content["architecture"])):
         raise ValueError(f"they differ in {different[:4]}")
     _fill(snn, state)

@@ -12,6 +12,7 @@ from spikingjelly.activation_based import ann2snn
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
+from ..graph.check import why_held
 from ..graph.evaluate import record
 from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
@@ -298,12 +299,13 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         dead = {name: int(statistics.dead.sum()) for name, statistics in work.statistics.items()}
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         dead = {name: count for name, count in dead.items() if count and fitted}
-        self._end()
         inputs = {
             str(node.target): InputKind(tuple(x.shape[1:]), x.dtype)
             for node, x in bind(fx_model, work.x).items()
         }
-        return SpikingNetwork(fx_model, options, inputs, dead, work.readout).eval()
+        held_only = why_held(fx_model, work.x)
+        self._end()
+        return SpikingNetwork(fx_model, options, inputs, dead, work.readout, held_only).eval()
 
     @property
     def _open(self) -> _Conversion:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..modules.encoding import CompensatedRateEncoder
@@ -36,7 +37,7 @@ __all__ = [
     "check_supported",
     "find_readout",
     "in_double",
-    "refuse_varying",
+    "why_held",
 ]
 
 REMEDIES = {
@@ -173,8 +174,8 @@ def _is_random(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) ->
     return not all(_close(a, b, 1e-3) for a, b in pairs)
 
 
-def refuse_varying(gm: fx.GraphModule, x: Any) -> None:
-    """Raise if a converted graph would not be right for inputs that change from step to step.
+def why_held(gm: fx.GraphModule, x: Any) -> str:
+    """Why a converted graph would not be right for inputs that change from step to step; or nothing.
 
     Max-pooling before the first neuron is right: it passes on the maximum of the mean frame. Whatever
     else is not affine there acts on each frame, and the mean of what it returns is not what the ANN
@@ -182,18 +183,19 @@ def refuse_varying(gm: fx.GraphModule, x: Any) -> None:
 
     Args:
         gm: a converted graph.
-        x: one input ``[1, ...]``, of one step.
+        x: a few inputs of one step.
 
-    Raises:
-        ValueError: names each node and its line.
+    Returns:
+        A text that names each node and its line, empty if there is none.
     """
     values, depending = record(gm, x), depends_on_input(gm)
+    reset_net(gm)
     after: set[fx.Node] = set()
     problems = []
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, CompensatedRateEncoder):
-            raise ValueError(
+            return (
                 "coding='compensated' adds what rate coding loses of an input that is held, and these "
                 "change over time; convert with coding='direct' or 'rate'"
             )
@@ -205,11 +207,12 @@ def refuse_varying(gm: fx.GraphModule, x: Any) -> None:
             problems.append(problem_text(gm, node, "use max_pool='lateral_inhibition'"))
         elif not temporal and (problem := _problem(gm, node, values, depending)):
             problems.append(problem_text(gm, node, problem))
-    if problems:
-        raise ValueError(
-            "inputs that change over time need layers that are affine before the first neuron; apply "
-            f"the following in the loader. {unsupported_message(problems)}"
-        )
+    if not problems:
+        return ""
+    return (
+        "inputs that change over time need layers that are affine before the first neuron; apply the "
+        f"following in the loader. {unsupported_message(problems)}"
+    )
 
 
 def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:

@@ -81,7 +81,8 @@ class RateNorm(BoundedActivation):
         mean = self.maximum.lerp(largest, self.momentum)
         new = torch.where(self.batches == 0, largest, mean)
         positive = (largest > 0) & largest.isfinite()
-        self.maximum.copy_(torch.where(positive, new, self.maximum))
+        # Not in place: a layer that is called twice still needs the first value for its gradient.
+        self.maximum = torch.where(positive, new, self.maximum)
         self.batches += positive
 
     def extra_repr(self) -> str:
