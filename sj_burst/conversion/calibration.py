@@ -45,7 +45,7 @@ def calibrate_layers(
     Each node is evaluated once for the ANN and once, for all T steps, for the SNN, on values stored
     when its predecessors were; the time is linear in depth. (An affine module is evaluated again if
     its parameters change after its current was asked for.) Between layers spikes are kept as counts, on
-    the CPU whatever the device of the graph, until their last use; in a temporary folder beyond
+    the CPU whatever the device of the graph, until their last use; in temporary files beyond
     ``memory``. Nothing is random.
 
     Args:

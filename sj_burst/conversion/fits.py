@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
     costs: Any = 0.0
     for i in range(_batches_with(_IMAGES, layer.targets)):
         current = layer.evaluate()[i : i + 1]
-        batch = replace(layer, evaluate=lambda z=current: z, targets=[layer.targets[i]])
+        batch = replace(layer, evaluate=partial(list, current), targets=[layer.targets[i]])
         found = []
         for factor in (1.0, *factors):
             neuron.threshold, neuron.v_init = factor * threshold, factor * v_init

@@ -45,14 +45,24 @@ def evaluate_node(
 
 
 @torch.no_grad()
-def record(gm: fx.GraphModule, x: Any, wanted: Container[fx.Node] | None = None) -> dict[fx.Node, Any]:
-    """Value of every node for the input ``x``, or of those wanted; others go after their last use."""
+def record(
+    gm: fx.GraphModule,
+    x: Any,
+    wanted: Container[fx.Node] | None = None,
+    types: set[torch.dtype] | None = None,
+) -> dict[fx.Node, Any]:
+    """Value of every node for the input ``x``, or of those wanted; others go after their last use.
+
+    The types of all values are added to ``types``.
+    """
     values: dict[fx.Node, Any] = {}
     kept: dict[fx.Node, Any] = {}
     last = {source: node for node in gm.graph.nodes for source in node.all_input_nodes}
     x = map_tensors(torch.clone, x)  # the forward may write into its input
     for node in gm.graph.nodes:
         value = values[node] = evaluate_node(gm, node, values.__getitem__, x)
+        if types is not None and isinstance(value, Tensor):
+            types.add(value.dtype)
         if wanted is None or node in wanted:
             # In-place operators may overwrite what an earlier node returned.
             kept[node] = value.clone() if isinstance(value, Tensor) else value

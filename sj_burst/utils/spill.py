@@ -1,4 +1,4 @@
-"""Tensors that are kept in memory up to a budget, and in a temporary file beyond it."""
+"""Tensors that are kept in memory up to a budget, and in temporary files beyond it."""
 
 import math
 import os
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ _UNKNOWN = 4 * 2**30  # where the system does not tell
 # What waits lies in large blocks of its own: among short-lived tensors it would leave holes in the heap.
 _BLOCK = 2**26
 _ALIGNED = 64
+_FILE = 2**29  # bytes after which the next file begins: one gives its room back when all of it is freed
 
 
 def free_memory() -> int:
@@ -96,17 +98,17 @@ def _groups() -> list[Path]:
 
 
 class Spill:
-    """Keeps tensors: in memory while they fit into a budget, in a temporary folder beyond it.
+    """Keeps tensors: in memory while they fit into a budget, in temporary files beyond it.
 
-    The folder is made when it is needed (``TMPDIR`` says where), and goes when the ``with`` block ends,
-    whatever ends it. What comes back is equal bit for bit, and has the layout that it had.
+    The files have no name, so that nothing is left of them, whatever ends the process; ``TMPDIR`` says
+    on which disk they are. What comes back is equal bit for bit, and has the layout that it had.
 
     Args:
         budget: bytes of memory.
 
     Attributes:
         in_memory: bytes kept in memory now.
-        on_disk: bytes kept in the folder now.
+        on_disk: bytes kept in files now.
 
     Example:
         >>> with Spill(budget=8) as spill:
@@ -118,17 +120,15 @@ class Spill:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.in_memory = self.on_disk = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._files = 0
         self._block = torch.empty(0, dtype=torch.uint8)  # what is free of the newest one
+        self._files: list[_File] = []  # that are in use
 
     def __enter__(self) -> "Spill":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        for file in self._files:
+            file.stream.close()
 
     def keep(self, tensor: Tensor) -> "Kept":
         """Keep a copy of a tensor of the CPU until its ``free()`` is called.
@@ -136,32 +136,45 @@ class Spill:
         Raises:
             OSError: if there is no room on the disk either.
         """
+        tensor = tensor.detach() if _is_dense(tensor) else tensor.detach().contiguous()
         size = tensor.numel() * tensor.element_size()
         if self.in_memory + size <= self.budget:
             self.in_memory += size
             return _InMemory(self, size, self._copied(tensor))
         with _told(size):
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="sj_burst-")
-            self._files += 1
-            kept = _OnDisk(self, size, tensor, Path(self._folder.name) / str(self._files))
+            kept = _OnDisk(self, size, tensor, self._file())
         self.on_disk += size
         return kept
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        tensor = tensor if _is_dense(tensor) else tensor.contiguous()
         size = tensor.numel() * tensor.element_size()
         if size > len(self._block):
             self._block = torch.empty(max(size, _BLOCK), dtype=torch.uint8)
-        copy = (
-            self._block[:size]
-            .view(tensor.dtype)
-            .as_strided(
-                tensor.shape, tensor.stride(), self._block.storage_offset() // tensor.element_size()
-            )
-        )
+        start = self._block.storage_offset() // tensor.element_size()
+        copy = self._block[:size].view(tensor.dtype)
+        copy = copy.as_strided(tensor.shape, tensor.stride(), start)
         self._block = self._block[-(-size // _ALIGNED) * _ALIGNED :]
         return copy.copy_(tensor)
+
+    def _file(self) -> "_File":
+        """The newest file, while it is not full."""
+        if not self._files or self._files[-1].end >= _FILE:
+            self._files.append(_File())
+        return self._files[-1]
+
+    def _release(self, file: "_File") -> None:
+        """A file that holds nothing gives its room back."""
+        file.tensors -= 1
+        if file.tensors == 0:
+            file.stream.close()
+            self._files.remove(file)
+
+
+class _File:
+    def __init__(self) -> None:
+        self.stream: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the Spill closes it)
+        self.end = 0
+        self.tensors = 0
 
 
 @contextmanager
@@ -211,32 +224,31 @@ class _InMemory(Kept):
 class _OnDisk(Kept):
     """Read and written as a stream: mapped pages would count as memory of this process."""
 
-    def __init__(self, spill: Spill, size: int, tensor: Tensor, path: Path) -> None:
+    def __init__(self, spill: Spill, size: int, tensor: Tensor, file: _File) -> None:
         super().__init__(spill, size)
-        tensor = tensor if _is_dense(tensor) else tensor.contiguous()
-        self._path, self._dtype = path, tensor.dtype
+        self._file, self._start, self._dtype = file, file.end, tensor.dtype
         self._shape, self._strides = tensor.shape, tensor.stride()
-        with open(path, "wb", buffering=0) as file:
-            _write_all(file.fileno(), _bytes(tensor).numpy().data)
+        file.stream.seek(self._start)
+        view = _bytes(tensor).numpy().data
+        while view:
+            view = view[file.stream.write(view) :]
+        file.end += size
+        file.tensors += 1
 
     def get(self) -> Tensor:
         tensor = torch.empty_strided(self._shape, self._strides, dtype=self._dtype)
         view = _bytes(tensor).numpy().data
-        with open(self._path, "rb", buffering=0) as file:
-            while view and (read := file.readinto(view)):
-                view = view[read:]
-        if view:
-            raise OSError(f"{self._path} was cut short while it was in use")
+        self._file.stream.seek(self._start)
+        while view:
+            read = self._file.stream.readinto(view)
+            if not read:
+                raise OSError("a temporary file was cut short while it was in use")
+            view = view[read:]
         return tensor
 
     def free(self) -> None:
-        self._path.unlink()
         self._spill.on_disk -= self._size
-
-
-def _write_all(descriptor: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(descriptor, view) :]
+        self._spill._release(self._file)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -247,4 +259,4 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """The elements of a dense tensor in memory order."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)

@@ -25,50 +25,97 @@ TENSORS = {
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def files(monkeypatch):
+    """All temporary files that are opened."""
+    opened, make = [], tempfile.TemporaryFile
+
+    def recording(*args, **kwargs):
+        opened.append(make(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", recording)
+    return opened
 
 
 @pytest.mark.parametrize("kind", TENSORS)
 @pytest.mark.parametrize("budget", [0, 2**20])
-def test_round_trip(folder, kind, budget):
+def test_round_trip(files, kind, budget):
     tensor = TENSORS[kind]
     with Spill(budget) as kept:
-        back = kept.keep(tensor).get()
-        assert bool(list(folder.iterdir())) == bool(kept.on_disk)
+        handles = [kept.keep(t) for t in (torch.ones(3), tensor, torch.ones(3))]
+        back = handles[1].get()
+        assert bool(files) == (budget == 0)
     assert back.dtype == tensor.dtype
     assert torch.equal(back, tensor)
     if kind in ("contiguous", "channels last", "transposed"):
         assert back.stride() == tensor.stride()
-    assert not list(folder.iterdir())
+    assert all(file.closed for file in files)
 
 
-def test_accounts(folder):
+def test_a_copy_is_kept():
+    with Spill(2**20) as kept:
+        tensor = torch.zeros(2)
+        handle = kept.keep(tensor)
+        tensor.fill_(1)
+        assert torch.equal(handle.get(), torch.zeros(2))
+
+
+def test_accounts(files):
     with Spill(100) as kept:
         first, second, third = (kept.keep(torch.zeros(15)) for _ in range(3))
         assert (kept.in_memory, kept.on_disk) == (60, 120)
+        assert [os.fstat(file.fileno()).st_size for file in files] == [120]
         first.free()
         assert (kept.in_memory, kept.on_disk) == (0, 120)
         kept.keep(torch.zeros(25))  # exactly the budget
         second.free()
+        assert not files[0].closed
         third.free()
         assert (kept.in_memory, kept.on_disk) == (100, 0)
-        assert not list(next(folder.iterdir()).iterdir())
+        assert files[0].closed
 
 
-def test_a_full_disk_names_the_remedy(folder, monkeypatch):
-    def write(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_files_give_their_room_back_one_by_one(files, monkeypatch):
+    monkeypatch.setattr(spill, "_FILE", 100)
+    monkeypatch.setattr(spill, "_BLOCK", 100)
+    with Spill(0) as kept:
+        handles = [kept.keep(torch.full((15,), float(i))) for i in range(5)]
+        for i in (0, 1):
+            handles[i].free()
+        assert [file.closed for file in files] == [True, False, False]
+        assert [handles[i].get()[0].item() for i in (2, 3, 4)] == [2, 3, 4]
+    assert all(file.closed for file in files)
 
-    monkeypatch.setattr(os, "write", write)
-    with (
-        Spill(0) as kept,
-        pytest.raises(OSError, match=r"set TMPDIR .* fewer") as error,
-    ):
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_files_go_when_the_work_breaks_off(files, error):
+    with pytest.raises(error), Spill(0) as kept:
+        kept.keep(torch.zeros(8))
+        raise error
+    assert [file.closed for file in files] == [True]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere files have names until they are closed")
+def test_files_have_no_names(monkeypatch, tmp_path):
+    """Nothing is left even of a process that is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Spill(0) as kept:
+        kept.keep(torch.zeros(8))
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_remedy(monkeypatch):
+    class Full:
+        def seek(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with Spill(0) as kept, pytest.raises(OSError, match=r"set TMPDIR .* fewer") as error:
         kept.keep(torch.zeros(8))
     assert error.value.errno == errno.ENOSPC
-    assert not list(folder.iterdir())
 
 
 def test_free_memory_of_a_container(monkeypatch, tmp_path):
