@@ -11,6 +11,7 @@ from ..utils.outputs import tensors_of
 from . import composites
 from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
+from .channels import keep_channels_first
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
 from .constants import fold_constants
@@ -88,6 +89,7 @@ def rewrite(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, 
     problems |= fold_padding(gm, values)
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
+    keep_channels_first(gm, values)
     write_as_methods(gm, values)
     free_the_layout(gm)
     free_the_batch(gm, values)

@@ -122,8 +122,9 @@ def trace(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, bool]:
         remedy = "the loader must yield what the network was trained on"
         if _runs(model, x[:1]):
             remedy = (
-                "it runs on one sample at a time, but time steps are folded into the batch; replace fixed "
-                "batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
+                "it runs on one sample at a time, but time steps are folded into the batch; replace "
+                "fixed batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': "
+                "{0: 'n'}})"
             )
         raise ValueError(
             f"{name} does not run on inputs {list(x.shape)} ({x.dtype}, {x.device}): {error}; {remedy}"
@@ -231,14 +232,15 @@ def _computed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = fx.node.map_aggregate((args, kwargs), _number)  # type: ignore[assignment]
-        return function(*args, **kwargs)
+        numbers: Any = fx.node.map_aggregate((args, kwargs), _number)
+        return function(*numbers[0], **numbers[1])
 
     return call
 
 
 def _number(value: Any) -> Any:
-    return value.tracer.number(value) if isinstance(value, fx.Proxy) else value
+    tracer: Any = getattr(value, "tracer", None)
+    return tracer.number(value) if isinstance(value, fx.Proxy) else value
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
