@@ -407,3 +407,21 @@ def test_a_sequence_keeps_its_transpose():
 
     gm = standardize(Net().eval(), torch.rand(2, 5, 3))
     assert [n.target for n in gm.graph.nodes][1:3] == ["linear", "permute"]
+
+
+def test_multiples_of_the_batch_follow_it_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            points = torch.Size(torch.tensor([x.shape[0] * 9, 4]))
+            x = self.linear(x.relu().permute(0, 2, 3, 1).reshape(points))
+            return x.reshape(int(x.shape[0]) // 9, 27)
+
+    net = Net().eval()
+    gm = standardize(net, torch.rand(2, 4, 3, 3))
+    for samples in (1, 5):
+        x = torch.rand(samples, 4, 3, 3)
+        assert torch.allclose(gm(x), net(x), atol=1e-6)
