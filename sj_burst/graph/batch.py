@@ -97,7 +97,7 @@ class _Numbers:
 def _keep_one_row(
     gm: fx.GraphModule, node: fx.Node, other: fx.GraphModule, values: dict[fx.Node, Any]
 ) -> None:
-    """Of a constant that has one row a sample, all alike, keep the first, and repeat it where it is read."""
+    """Of a constant that has one row a sample, all alike, keep the first, and repeat it for readers."""
     owner, _, key = str(node.target).rpartition(".")
     module = gm.get_submodule(owner)
     a, b = getattr(module, key), getattr(other.get_submodule(owner), key)

@@ -213,7 +213,8 @@ def find_maxima(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
     """Write maxima and minima of every kind as ``amax`` over dimensions, in place.
 
     These are ``max(x, dim)[0]``, ``maximum(a, b)``, ``amin``, ``min(x, dim)[0]`` and ``minimum(a, b)``;
-    min(x) = −max(−x).
+    min(x) = −max(−x). Those with a number are bounds; those over a stack of tensors, and its sum, are
+    taken one by one.
 
     Args:
         gm: a traced graph.
@@ -226,7 +227,9 @@ def find_maxima(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
         if _named_anyhow(node, "max", "min") and isinstance(values.get(node), tuple):
             _values_only(gm, node, values)
         elif _named(node, "maximum", "minimum", "max", "min") and len(node.args) == 2:
-            _of_constant(gm, node, values) or _of_two(gm, node, values)
+            rewritten = _of_constant(gm, node, values)
+            if not rewritten:
+                _of_two(gm, node, values)
     for node in list(gm.graph.nodes):
         if _named_anyhow(node, "amin"):
             _negated(gm, node, values)
@@ -274,17 +277,14 @@ _OF_STACK = {"amax": torch.maximum, "amin": torch.minimum, "sum": torch.add}
 def _of_stack(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:
     """``stack(tensors).amax(0)`` one by one: the samples keep the first dimension."""
     named = _arguments(node, "input", "dim", "keepdim")
-    stack = named["input"]
-    if (
-        not _named_anyhow(stack, "stack")
-        or named.get("keepdim")
-        or named.get("dim") not in (0, (0,), [0])
-    ):
+    stack: Any = named.get("input")
+    first = named.get("dim") in (0, (0,), [0])
+    if not _named_anyhow(stack, "stack") or not first or named.get("keepdim") or "dtype" in named:
         return
     tensors, dim = (_arguments(stack, "tensors", "dim").get(key) for key in ("tensors", "dim"))
     if dim or not isinstance(tensors, list | tuple):
         return
-    function = _OF_STACK[getattr(node.target, "__name__", node.target)]
+    function = _OF_STACK[str(getattr(node.target, "__name__", node.target))]
     found = tensors[0]
     for tensor in tensors[1:]:
         found = _put(gm, node, values, function, found, tensor)

@@ -132,20 +132,9 @@ AFFINE_FUNCTIONS = {
 AFFINE_METHODS = {
     *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
     *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
-    *(
-        "broadcast_to",
-        "expand",
-        "expand_as",
-        "repeat",
-        "narrow",
-        "select",
-        "flip",
-        "roll",
-        "movedim",
-        "detach",
-    ),
+    *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
     *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
-    "new_ones",
+    *("new_ones", "broadcast_to"),
 }
 # Linear in one operand when the others do not depend on the input.
 PRODUCTS = {

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -11,7 +11,7 @@ from .trace import is_module, problem_text
 
 __all__ = ["fold_padding"]
 
-_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_POOLS: tuple[Any, ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _REMEDY = (
     "it pads with −∞, which only a max-pooling after it could ignore, and none whose windows reach so "
     "far does; pad with zeros after a ReLU, or let the max-pooling pad"
@@ -52,12 +52,12 @@ def fold_padding(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[fx.Node
         if pads is None:
             continue
         users = list(node.users)
-        plans = [_plan(gm, user, pads, values) for user in users]
-        if any(plan is None for plan in plans):
+        plans = [plan for user in users if (plan := _plan(gm, user, pads)) is not None]
+        if len(plans) < len(users):
             problems[node] = problem_text(gm, node, _REMEDY)
             continue
-        for user, plan in zip(users, plans, strict=True):
-            _fold(gm, user, node, *plan, values)  # type: ignore[misc]
+        for user, (pool, crops) in zip(users, plans, strict=True):
+            _fold(gm, user, node, pool, crops, values)
         gm.graph.erase_node(node)
     gm.recompile()
     return problems
@@ -67,8 +67,8 @@ def _pads_of_infinity(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, A
     """What a call adds of −∞ before and after each dimension, from the last one on; else None."""
     if node.op != "call_function" or node.target is not F.pad:
         return None
-    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | dict(node.kwargs)
-    given = fx.node.map_arg(given, lambda n: values[n])
+    args: dict[str, Any] = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False))
+    given: Any = fx.node.map_arg(args | dict(node.kwargs), lambda n: values[n])
     value, pad = given.get("value"), given["pad"]
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     return [int(p) for p in pad] if value == -math.inf else None
@@ -81,62 +81,59 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
 Crop = tuple[int, int | None]  # first window and end of those that count
 
 
-def _plan(
-    gm: fx.GraphModule, user: fx.Node, pads: list[int], values: dict[fx.Node, Any]
-) -> tuple[nn.Module, list[Crop]] | None:
+class _Window(NamedTuple):
+    """A max-pooling along one dimension."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int  # on both sides
+    ceil: bool
+
+    def count(self, size: int) -> int:
+        """How many windows torch's pooling has; the last one begins in the input or before it."""
+        room = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
+        count = (room + (self.stride - 1) * self.ceil) // self.stride + 1
+        return count - (self.ceil and (count - 1) * self.stride >= size + self.padding)
+
+
+def _plan(gm: fx.GraphModule, user: fx.Node, pads: list[int]) -> tuple[nn.Module, list[Crop]] | None:
     """The max-pooling that pads by itself, and which of its windows count."""
     if not is_module(gm, user, _POOLS):
         return None
     pool: Any = gm.get_submodule(str(user.target))
-    dims = int(type(pool).__name__[-2])
+    dims = next(d for d, kind in enumerate(_POOLS, 1) if isinstance(pool, kind))
     if any(pads[2 * dims :]) or min(pads) < 0:
         return None
     pads = pads[: 2 * dims] + [0] * (2 * dims - len(pads))
     fields = (pool.kernel_size, pool.stride, pool.dilation, pool.padding)
-    windows = list(zip(*(_each(field, dims) for field in fields), strict=True))
+    each = zip(*(_each(field, dims) for field in fields), strict=True)
+    windows = [_Window(k, s, d, p, pool.ceil_mode) for k, s, d, p in each]
     sides = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
     for ceil in (False, True):
-        found = [_fit(*w, *side, pool.ceil_mode, ceil) for w, side in zip(windows, sides, strict=True)]
-        if all(found):
-            padding = tuple(p for p, _ in found)  # type: ignore[misc]
-            crops = [crop for _, crop in found]  # type: ignore[misc]
-            new = type(pool)(pool.kernel_size, pool.stride, padding, pool.dilation, ceil_mode=ceil)
-            return new, crops
+        found = [_fit(w, *side, ceil) for w, side in zip(windows, sides, strict=True)]
+        fits = [fit for fit in found if fit is not None]
+        if len(fits) == dims:
+            padding = tuple(p for p, _ in fits)
+            kind = _POOLS[dims - 1]
+            new = kind(pool.kernel_size, pool.stride, padding, pool.dilation, ceil_mode=ceil)
+            return new, [crop for _, crop in fits]
     return None
 
 
-def _fit(
-    kernel: int,
-    stride: int,
-    dilation: int,
-    own: int,
-    before: int,
-    after: int,
-    was_ceil: bool,
-    ceil: bool,
-) -> tuple[int, Crop] | None:
+def _fit(old: _Window, before: int, after: int, ceil: bool) -> tuple[int, Crop] | None:
     """The padding of both sides that has all windows of another, and those, for any size."""
-    window = dilation * (kernel - 1) + 1
-    for skipped in range(window):
-        padding = before + own + skipped * stride
-        if padding > kernel // 2:
+    extent = old.dilation * (old.kernel - 1) + 1
+    for skipped in range(extent):
+        padding = before + old.padding + skipped * old.stride
+        if padding > old.kernel // 2:
             return None
-        surplus = {
-            _windows(size, window, stride, padding, ceil)
-            - skipped
-            - _windows(size + before + after, window, stride, own, was_ceil)
-            for size in range(4 * window, 4 * window + stride)
-        }
+        new = old._replace(padding=padding, ceil=ceil)
+        sizes = range(4 * extent, 4 * extent + old.stride)
+        surplus = {new.count(s) - skipped - old.count(s + before + after) for s in sizes}
         if len(surplus) == 1 and min(surplus) >= 0:
             return padding, (skipped, -surplus.pop() or None)
     return None
-
-
-def _windows(size: int, window: int, stride: int, padding: int, ceil: bool) -> int:
-    """How many windows torch's pooling has; the last one begins in the input or before it."""
-    room = size + 2 * padding - window
-    count = (room + (stride - 1) * ceil) // stride + 1
-    return count - (ceil and (count - 1) * stride >= size + padding)
 
 
 def _fold(

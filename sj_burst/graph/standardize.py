@@ -12,6 +12,7 @@ from ..utils.outputs import map_tensors, tensors_of
 from . import composites
 from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
+from .channels import keep_channels_first
 from .check import check_equal, check_same
 from .composites import find_maxima, find_relus
 from .constants import fold_constants
@@ -90,6 +91,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     problems |= fold_padding(gm, values)
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
+    keep_channels_first(gm, values)
     write_as_methods(gm, values)
     free_the_layout(gm)
     free_the_batch(gm, values)

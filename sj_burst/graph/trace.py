@@ -137,7 +137,8 @@ def trace(model: nn.Module, x: Any) -> tuple[fx.GraphModule, bool]:
         if _runs(model, map_tensors(lambda t: t[:1], x)):
             remedy = (
                 "it runs on one sample at a time, but time steps are folded into the batch; replace "
-                "fixed batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': {0: 'n'}})"
+                "fixed batch sizes by x.size(0), or export it with a free one (dynamic_axes={'x': "
+                "{0: 'n'}})"
             )
         raise ValueError(
             f"{name} does not run on inputs {_described(examples)}: {error}; {remedy}"
@@ -264,14 +265,15 @@ def _computed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = fx.node.map_aggregate((args, kwargs), _number)  # type: ignore[assignment]
-        return function(*args, **kwargs)
+        numbers: Any = fx.node.map_aggregate((args, kwargs), _number)
+        return function(*numbers[0], **numbers[1])
 
     return call
 
 
 def _number(value: Any) -> Any:
-    return value.tracer.number(value) if isinstance(value, fx.Proxy) else value
+    tracer: Any = getattr(value, "tracer", None)
+    return tracer.number(value) if isinstance(value, fx.Proxy) else value
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -49,7 +49,7 @@ def conv(source, target, weight="w", bias="b", pads=(1, 1, 1, 1)):
 
 
 def head(nodes, constants, channels=4, opset=13, first="Relu"):
-    """Nodes from ``r``, after convolution and ReLU, to ``q``; and a convolution of ``channels`` after it."""
+    """Nodes from ``r`` to ``q``, which has ``channels``, between convolutions with ReLU."""
     before = [conv("x", "c"), node(first, ["c"], ["r"])]
     after = [conv("q", "d", "w2", "b2"), node("Relu", ["d"], ["r2"])]
     after += [node("ReduceMean", ["r2"], ["y"], axes=[2, 3], keepdims=0)]
@@ -125,7 +125,9 @@ def fully_connected(reshape, constants, bias=True):
 
 def second(*nodes, **constants):
     """After another convolution, ``e``."""
-    return head([conv("r", "e", "w3", "b3"), *nodes], dict(w3=weights(4, 4, 3, 3), b3=weights(4)) | constants)
+    return head(
+        [conv("r", "e", "w3", "b3"), *nodes], dict(w3=weights(4, 4, 3, 3), b3=weights(4)) | constants
+    )
 
 
 ONE_NODE = {
@@ -254,7 +256,10 @@ def channels_last():
 
 
 def test_transposes_around_layers_pass(convert):
-    converted(convert, channels_last(), torch.rand(2, 8, 8, 3))
+    snn = converted(convert, channels_last(), torch.rand(2, 8, 8, 3))
+    # All but those of the input and before the flattening cancel, and each channel has its threshold.
+    assert sum(n.target == "permute" for n in snn.graph.graph.nodes) == 2
+    assert [n.threshold.numel() for n in snn.neurons().values()] == [5, 5]
 
 
 def exported(net, x, opset=13, dynamic=True):
@@ -309,7 +314,7 @@ def test_newer_opsets_by_the_version_converter(convert):
 def test_a_fixed_batch_is_refused_with_the_remedy(convert):
     reshape = [node("Reshape", ["r", "to"], ["f"])]
     net = onnx2torch.convert(fully_connected(reshape, dict(to=ints(1, -1)))).eval()
-    with pytest.raises(ValueError, match="one sample at a time.*dynamic_axes"):
+    with pytest.raises(ValueError, match=r"(?s)one sample at a time.*dynamic_axes"):
         convert(net, [torch.rand(2, 3, 8, 8)])
 
 
@@ -360,3 +365,63 @@ def test_a_number_that_only_sometimes_follows_the_batch_is_refused():
 
     with pytest.raises(ValueError, match="does something else for"):
         standardize(Net(), torch.rand(2, 3))
+
+
+class ChannelsLast(nn.Module):
+    """What may come between two transposes: scales, sums of branches, joins, bounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.c, self.bn = nn.Conv2d(8, 5, 1), nn.BatchNorm2d(4)
+        self.scale, self.shift = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(6, 1, 4))
+
+    def forward(self, x):
+        left = (self.bn(self.a(x)).permute(0, 2, 3, 1) * self.scale + self.shift).relu()
+        right = nn.functional.leaky_relu(2 - self.b(x).transpose(1, 2).transpose(3, 2), 0.1)
+        both = torch.cat([left, (left + right).clamp(0, 1)], dim=-1)
+        return self.c(both.permute(0, 3, 1, 2).relu()).mean((2, 3))
+
+
+def test_what_comes_between_two_transposes_has_its_channels_first(convert):
+    net = randomize_batch_norm(ChannelsLast()).eval()
+    x = torch.rand(2, 3, 6, 7)
+    gm = standardize(net, x)
+    assert not any(n.target in ("permute", "transpose") for n in gm.graph.nodes)
+    other = torch.rand(5, 3, 6, 7)
+    assert torch.allclose(gm(other), net(other), atol=1e-6)
+    snn = convert(net, [x], FINE)
+    assert [n.threshold.numel() for n in snn.neurons().values()] == [4, 4, 4, 8]
+    with torch.no_grad():
+        assert error(snn.run(other, time_steps=2).mean(0), net(other)) < 0.02
+
+
+def test_a_sequence_keeps_its_transpose():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.linear(x).permute(0, 2, 1).relu()
+
+    gm = standardize(Net().eval(), torch.rand(2, 5, 3))
+    assert [n.target for n in gm.graph.nodes][1:3] == ["linear", "permute"]
+
+
+def test_multiples_of_the_batch_follow_it_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            points = torch.Size(torch.tensor([x.shape[0] * 9, 4]))
+            x = self.linear(x.relu().permute(0, 2, 3, 1).reshape(points))
+            return x.reshape(int(x.shape[0]) // 9, 27)
+
+    net = Net().eval()
+    gm = standardize(net, torch.rand(2, 4, 3, 3))
+    for samples in (1, 5):
+        x = torch.rand(samples, 4, 3, 3)
+        assert torch.allclose(gm(x), net(x), atol=1e-6)
