@@ -94,8 +94,8 @@ def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Se
     return nn.Sequential(*layers)
 
 
-def _conv(inputs: int, channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+def _conv(inputs: int, channels: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
 
@@ -125,6 +125,41 @@ class SmallFCN(nn.Module):
         x = self.merge2(torch.cat([self.up2(x), x2], 1))
         x = self.merge1(torch.cat([self.up1(x), x1], 1))
         return self.head(x)
+
+
+class SmallDetector(nn.Module):
+    """A one-stage detector with a feature pyramid of two levels, whose heads are shared.
+
+    Takes grey images whose sides are multiples of 16. Returns class probabilities ``[N, classes, H, W]``
+    and distances to the four sides of a box, in strides, ``[N, 4, H, W]``, each for both levels.
+    """
+
+    STRIDES = (8, 16)
+
+    def __init__(self, classes: int = 10, width: int = 64) -> None:
+        super().__init__()
+        pool = nn.MaxPool2d(2)
+        self.fine = nn.Sequential(
+            *(_conv(1, 16, stride=2), _conv(16, 24), pool, _conv(24, 48), pool, _conv(48, width))
+        )
+        self.coarse = nn.Sequential(pool, _conv(width, width), _conv(width, width))
+        self.lateral, self.merge = nn.Conv2d(width, width, 1), _conv(width, width)
+        # Without BatchNorm, whose statistics differ between the levels.
+        self.tower = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.classes, self.sides = (nn.Conv2d(width, outputs, 3, padding=1) for outputs in (classes, 4))
+        nn.init.constant_(self.classes.bias, -4.6)  # few cells have an object: probability 0.01
+
+    def levels(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Class scores and logarithms of distances of both levels, for training."""
+        fine = self.fine(x)
+        coarse = self.coarse(fine)
+        fine = self.merge(self.lateral(fine) + F.interpolate(coarse, scale_factor=2.0))
+        towers = [self.tower(level) for level in (fine, coarse)]
+        return [self.classes(t) for t in towers], [self.sides(t) for t in towers]
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        scores, distances = self.levels(x)
+        return {"scores": [z.sigmoid() for z in scores], "distances": [d.exp() for d in distances]}
 
 
 def vgg16(classes: int = 10) -> nn.Sequential:

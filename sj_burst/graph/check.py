@@ -132,10 +132,10 @@ def _problems(
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
     sources = firing if direct else firing | {n for n in gm.graph.nodes if n.op == "placeholder"}
     varying, after = _reached(gm, sources), _reached(gm, firing | asked)
-    first = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
-    readout = {n for n in first | _reached(gm, first) if n.op != "output"}
+    bent = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
+    readout = {n for n in bent | _reached(gm, bent) if n.op != "output"}
     refused = _hidden(gm, readout, firing | asked)
-    for node in first - refused:
+    for node in bent - refused:
         if _is_random(gm, node, values):
             wrong[node] = _RANDOM
             refused.add(node)
