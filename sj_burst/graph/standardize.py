@@ -134,7 +134,7 @@ def follows_size(gm: fx.GraphModule, model: nn.Module, x: Any) -> bool:
     tried = 0
     tensors = tensors_of(x).values()
     for i in range(max(len(_other_shapes(t)) for t in tensors)):
-        other = map_tensors(lambda t, i=i: _resized(t, _other_shapes(t)[i : i + 1]), x)  # type: ignore[misc]
+        other = map_tensors(lambda t, i=i: _resized(t, _other_shapes(t)[i : i + 1]), x)
         try:
             expected = evaluate(model, other)
         except Exception:  # the network is of some sizes only
