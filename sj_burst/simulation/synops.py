@@ -109,7 +109,8 @@ def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
     """What the layers of a read-out cost: they run once, on analog values."""
     values: dict[fx.Node, Any] = {}
     for node in readout.graph.graph.nodes:
-        values[node] = evaluate_node(readout.graph, node, values.__getitem__, mean)
+        given = node.op == "placeholder"  # one, of any nesting
+        values[node] = mean if given else evaluate_node(readout.graph, node, values.__getitem__)
     return SpikeWalk(readout.graph, values, {}).run()
 
 
