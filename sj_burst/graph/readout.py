@@ -26,6 +26,7 @@ class ReadOut(nn.Module):
         graph: what it computes, of the mean outputs in the nesting in which the network returns them.
 
     Example:
+        >>> import torch
         >>> import sj_burst
         >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Softmax(dim=1))
         >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
@@ -68,6 +69,7 @@ def split_readout(
         The same graph module, and a read-out with its own copies of the parameters.
 
     Example:
+        >>> import torch
         >>> from sj_burst import standardize
         >>> class Net(nn.Module):
         ...     def forward(self, x):
