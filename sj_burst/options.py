@@ -40,8 +40,8 @@ class Options:
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
             scale of thresholds).
         calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
-            use at most; fewer, with a warning, if one layer's activations in all steps would exceed
-            1 GiB.
+            use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
+            what is recorded.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
