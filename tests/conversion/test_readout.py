@@ -148,10 +148,10 @@ def test_steps_return_what_the_read_out_reads_in_the_place_of_its_outputs():
 
 @torch.no_grad()
 def test_a_read_out_leaves_its_input_as_it_is():
-    _, x, snn, _ = pair(ENDS["in place"])
+    _, x, snn, _ = pair(lambda a, b, h: F.elu(a, inplace=True))
     mean = snn.run(x, 2).mean(0)
     before = mean.clone()
-    snn.readout(mean)
+    assert not torch.equal(snn.readout(mean), before)
     assert torch.equal(mean, before)
 
 
@@ -182,6 +182,39 @@ def test_layers_of_a_read_out_cost_macs_once_a_sample():
     assert sj_burst.simulate(snn, [x], 4, progress=False).operations.layers == counted.layers
     others = sj_burst.synops(bare, [x], 4).layers
     assert all(counted.layers[name] == others[name] for name in ("a", "trunk.0", "trunk.2"))
+
+
+class Tied(nn.Module):
+    """A layer that comes twice: before the last neuron, and in the read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.fc = nn.Linear(3, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        samples = x.size(0)
+        h = F.relu(self.fc(F.relu(self.first(x))))
+        return self.fc(F.normalize(h)).view(samples, 8, 1)
+
+
+@torch.no_grad()
+def test_calibration_leaves_the_layers_of_a_read_out_as_they_are():
+    torch.manual_seed(0)
+    net, x = Tied(), torch.randn(64, 3)
+    snn = sj_burst.convert(net, [x], max_spikes=1, time_steps=2, progress=False)
+    assert isinstance(snn.run(x, 2), torch.Tensor)  # the number of samples is no value of the network's
+    assert not torch.equal(snn.graph.fc.bias, net.fc.bias)
+    assert torch.equal(snn.readout.graph.fc.bias, net.fc.bias)
+    snn = sj_burst.convert(net, [x], progress=False, **EXACT)
+    assert_alike(snn.answer(x, 8), net(x), atol=0.02)
+
+
+def test_a_file_is_of_a_read_out_too(tmp_path):
+    x = torch.randn(8, 3)
+    sj_burst.save(sj_burst.convert(classifier(nn.Softmax(1)), [x], progress=False), tmp_path / "snn.pt")
+    for end in ((), (nn.Sigmoid(),)):
+        with pytest.raises(ValueError, match="they differ in"):
+            sj_burst.load(tmp_path / "snn.pt", classifier(*end))
 
 
 def classifier(*end):
@@ -278,7 +311,19 @@ def test_a_network_in_half_precision_reads_out_in_it():
 @torch.no_grad()
 @pytest.mark.parametrize("coding", ["rate", "compensated"])
 def test_of_coded_inputs_too(coding):
-    net, x, snn, _ = pair(ENDS["softmax"], coding=coding, time_steps=64)
+    class Beside(nn.Module):
+        """One output without a neuron before it: what is coded in spikes varies, too."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.other = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.second(F.relu(self.first(x))).softmax(1), torch.sigmoid(self.other(x))
+
+    net, x = Beside(), torch.randn(16, 3)
+    options = EXACT | {"coding": coding, "time_steps": 64}
+    snn = sj_burst.convert(net, [x], progress=False, **options)
     assert_alike(snn.answer(x, 64), net(x), atol=0.05)
 
 
