@@ -191,7 +191,8 @@ class SpikingNetwork(nn.Module, base.StepModule):
     def forward(self, *x: Tensor, **named: Tensor) -> Any:
         """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``.
 
-        Called as the ANN is: with its inputs in order, or by the names of its arguments.
+        Called as the ANN is: with its inputs in order, or by the names of its arguments. Outputs are
+        those before the read-out.
         """
         given = bind(self.graph, self._by_name(x, named))
         if self.step_mode == "s":

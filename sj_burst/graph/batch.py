@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..utils.inputs import join, rows
+from ..utils.outputs import map_tensors
 from .constants import fold_constants
 from .evaluate import record
 from .trace import trace
@@ -13,7 +15,7 @@ from .trace import trace
 __all__ = ["follow_batch"]
 
 
-def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
+def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Any) -> None:
     """Write ``x.size(0)`` again for what Python computed from it while a network was traced.
 
     The network is traced once more with one sample more. A number that grows from k·N to k·(N + 1) is
@@ -23,7 +25,7 @@ def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
     Args:
         gm: the traced graph, with its constants folded; changed in place.
         model: the network that it came from.
-        x: the example input ``[N, ...]`` that it was traced with.
+        x: the example input ``[N, ...]`` that it was traced with, or a tuple or dict of several.
 
     Example:
         >>> class Net(nn.Module):
@@ -36,7 +38,7 @@ def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
         torch.Size([5, 12])
     """
     try:
-        other = fold_constants(trace(model, torch.cat([x, x[:1]]))[0])
+        other = fold_constants(trace(model, join([x, map_tensors(lambda t: t[:1], x)]))[0])
     except ValueError:
         return  # it runs with one number of samples only
     nodes, others = list(gm.graph.nodes), list(other.graph.nodes)
@@ -47,8 +49,8 @@ def follow_batch(gm: fx.GraphModule, model: nn.Module, x: Tensor) -> None:
         if node.op == "get_attr":
             _keep_one_row(gm, node, other, values)
         elif node.op != "placeholder":
-            source = next((n for n in node.all_input_nodes if _has_rows(values[n], len(x))), nodes[0])
-            numbers = _Numbers(gm, source, node, len(x))
+            source = next((n for n in node.all_input_nodes if _has_rows(values[n], rows(x))), nodes[0])
+            numbers = _Numbers(gm, source, node, rows(x))
             node.args = numbers.merged(node.args, more.args)
             node.kwargs = numbers.merged(node.kwargs, more.kwargs)
     gm.graph.lint()

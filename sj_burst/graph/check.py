@@ -98,7 +98,7 @@ def check_supported(
         raise ValueError(unsupported_message(problems))
 
 
-def find_readout(gm: fx.GraphModule, x: Tensor, direct: bool = True) -> set[fx.Node]:
+def find_readout(gm: fx.GraphModule, x: Any, direct: bool = True) -> set[fx.Node]:
     """The nodes from the first function after the last neuron on that is no affine map.
 
     They need no spiking counterpart: applied to the mean output they are exact. An activation that has

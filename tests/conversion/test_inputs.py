@@ -8,7 +8,10 @@ from torch.utils.data import DataLoader
 
 import sj_burst
 from sj_burst.analysis.inactivated import inactivated_share
-from sj_burst.training import evaluate_rates, replace_relu, train_rates, train_threshold_scale
+from sj_burst.training.rate_measure import evaluate_rates
+from sj_burst.training.rate_norm import replace_relu
+from sj_burst.training.scale_stage import train_threshold_scale
+from sj_burst.training.weight_stage import train_rates
 from tests.networks import randomize_batch_norm
 
 EXACT = {"calibration": "none", "threshold": "max", "max_spikes": 16, "progress": False}
@@ -205,6 +208,45 @@ def test_sizes_may_differ_and_one_input_may_be_of_integers():
         snn.run((x[0].float(), x[1]), 2)
 
 
+@torch.no_grad()
+def test_what_follows_the_mean_output_and_several_outputs():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = two_stream()[0]
+
+        def forward(self, image, vector):
+            out = self.net(image, vector)
+            return {"share": out.softmax(1), "rest": (out.sum(1), vector)}
+
+    ann, (_, x) = Both(), two_stream()
+    snn = sj_burst.convert(ann, [(x,)], **EXACT)
+    found, wanted = snn.answer(x, 128), ann(*x)
+    assert distance(found["share"], wanted["share"]) < 0.02
+    assert distance(found["rest"][0], wanted["rest"][0]) < 0.05
+    assert torch.allclose(found["rest"][1], x[1], atol=1e-5)
+    result = sj_burst.simulate(snn, [(x,)], 64, output="share", reference=ann, progress=False)
+    assert result.error[-1] < 0.02 and result.operations.synops > 0
+
+
+@torch.no_grad()
+def test_a_size_that_python_knows_follows_the_samples_of_all_inputs():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.vector = nn.Linear(12, 6), nn.Linear(5, 6)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, image, vector):
+            flat = image.reshape(int(image.shape[0]), -1)
+            return self.head((self.image(flat) + self.vector(vector)).relu())
+
+    torch.manual_seed(0)
+    ann, x = Flat(), (torch.rand(8, 3, 4), torch.rand(8, 5))
+    snn = sj_burst.convert(ann, [(x,)], **EXACT)
+    assert distance(snn.run(x, 128).mean(0), ann(*x)) < 0.02
+
+
 def test_other_batches_are_refused():
     ann, x = two_stream()
     with pytest.raises(ValueError, match=r"takes \['image', 'vector'\] .* the loader yields 1 input"):
@@ -235,10 +277,10 @@ class Mixing(nn.Module):
 class Gated(nn.Module):
     def __init__(self):
         super().__init__()
-        self.after = nn.Linear(3, 3)
+        self.hidden, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
 
     def forward(self, a, b):
-        return self.after(a.relu() * b.relu()).relu()
+        return self.last(self.hidden(a.relu() * b.relu()).relu())
 
 
 @pytest.mark.parametrize(("net", "problem"), [(Mixing(), "mixes the samples"), (Gated(), "mul")])

@@ -189,6 +189,15 @@ def test_networks_of_others_step_through_frames():
 
 
 @torch.no_grad()
+def test_a_read_out_waits_for_the_mean_of_all_steps():
+    ann, x = nn.Sequential(plain(), nn.Softmax(dim=1)), events(64)
+    snn = sj_burst.convert(ann, [x], time_dim=1, **EXACT)
+    result = sj_burst.simulate(snn, [x], 64, time_dim=1, reference=ann, progress=False)
+    assert torch.allclose(result.output.sum(1), torch.ones(N))
+    assert result.error[-1] < 0.02
+
+
+@torch.no_grad()
 def test_several_sequences_at_once():
     torch.manual_seed(0)
     ann = TwoStream()
