@@ -209,6 +209,10 @@ class SpikingNetwork(nn.Module, base.StepModule):
         if not named:
             return x
         names = [str(n.target) for n in self.graph.graph.nodes if n.op == "placeholder"]
+        if len(x) + len(named) > len(names):
+            raise ValueError(
+                f"the network takes inputs {names}, got {len(x)} by place and {sorted(named)} by name"
+            )
         return dict(zip(names, x, strict=False)) | named
 
     def run(self, x: Any, time_steps: int) -> Any:

@@ -22,6 +22,7 @@ from .operators import (
     AFFINE_FUNCTIONS,
     AFFINE_METHODS,
     AFFINE_MODULES,
+    COMPOUND,
     DIVISIONS,
     FIRING,
     PRODUCT_METHODS,
@@ -50,6 +51,11 @@ REMEDIES = {
     "hardswish": "retrain with ReLU or ReLU6",
     "tanh": "retrain with ReLU",
     "norm": "use BatchNorm with running statistics, which is affine in eval mode",
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn", "attention", "transformer"),
+        "its gates or its attention are products of activations; leave it out of the network, and run "
+        "it on the answer of the spiking network",
+    ),
     "mul": "a product of two activations is not a rate; use a sum, or drop the gate",
     "dropout": "use nn.Dropout, which is dropped",
 }
@@ -102,7 +108,8 @@ def find_readout(gm: fx.GraphModule, x: Any, direct: bool = True) -> set[fx.Node
     """The nodes from the first function after the last neuron on that is no affine map.
 
     They need no spiking counterpart: applied to the mean output they are exact. An activation that has
-    weights on the way to it or after it, counted from that function, is a hidden layer, not a read-out.
+    weights on the way to it or after it, counted from that function, is a hidden layer, not a read-out;
+    so are recurrent layers and attention.
 
     Args:
         gm: a graph that :func:`check_supported` has passed.
@@ -150,10 +157,11 @@ def _problems(
 
 
 def _hidden(gm: fx.GraphModule, readout: set[fx.Node], activations: set[fx.Node]) -> set[fx.Node]:
-    """Activations with weights before or after them, of a read-out, and all that leads to them."""
+    """Layers of a read-out, such as activations with weights before or after them; what leads to them."""
     weighted = {n for n in readout if _has_weights(gm, n)}
     beside = _reached(gm, weighted) | _reached(gm, weighted, backward=True)
     hidden = activations & readout & beside
+    hidden |= {n for n in readout if is_module(gm, n, COMPOUND)}
     return hidden | _reached(gm, hidden, backward=True)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "AFFINE_MODULES",
     "AVERAGE_POOLS",
     "BATCH_NORMS",
+    "COMPOUND",
     "CONVOLUTIONS",
     "DIVISIONS",
     "DROPOUTS",
@@ -95,6 +96,11 @@ FIRING: Kinds = (*ACTIVATIONS, *MAX_POOLS)
 CONVOLUTIONS: Kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS: Kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED: Kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+# Layers that hold weights and activations of their own.
+COMPOUND: Kinds = (
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
+    *(nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
 BATCH_NORMS: Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AVERAGE_POOLS: Kinds = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),

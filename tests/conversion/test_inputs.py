@@ -288,3 +288,14 @@ def test_the_checks_see_all_inputs(net, problem):
     x = (torch.randn(8, 3), torch.randn(8, 3))
     with pytest.raises(ValueError, match=problem):
         sj_burst.convert(net, [(x,)], progress=False)
+
+
+def test_no_input_is_dropped():
+    ann, (image, vector) = two_stream()
+    snn = sj_burst.convert(ann, [((image, vector),)], calibration="none", progress=False)
+    for given, named in (((image, vector), {"vector": vector}), ((image, vector, vector), {})):
+        with pytest.raises(ValueError, match=r"takes (2 )?inputs"):
+            snn(*given, **named)
+    first = snn(image, vector=vector)
+    functional.reset_net(snn)
+    assert torch.equal(first, snn(image, vector))

@@ -218,3 +218,30 @@ def test_activations_are_named_with_their_line(convert):
     text = str(raised.value)
     assert re.search(r"act \(Threshold module, test_check.py:\d+\): only Threshold\(0, 0\)", text)
     assert re.search(r"clamp \(Tensor.clamp, test_check.py:\d+\): bounds of 2 and 1", text)
+
+
+class Ends(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), last
+
+    def forward(self, x):
+        y = self.first(x).relu().unsqueeze(1)
+        return self.last(y, y, y)[0] if isinstance(self.last, nn.MultiheadAttention) else self.last(y)[0]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.LSTM(4, 4, batch_first=True),
+        nn.GRU(4, 4, batch_first=True),
+        nn.RNN(4, 4, batch_first=True),
+        nn.MultiheadAttention(4, 2, batch_first=True),
+    ],
+    ids=lambda last: type(last).__name__,
+)
+def test_a_recurrent_layer_at_the_end_is_refused_once(convert, last):
+    with pytest.raises(ValueError) as error:
+        convert(Ends(last).eval(), [torch.rand(8, 3)])
+    assert str(error.value).count(type(last).__name__) == 1
+    assert "products of activations" in str(error.value)
