@@ -157,7 +157,7 @@ def _problems(
 
 
 def _hidden(gm: fx.GraphModule, readout: set[fx.Node], activations: set[fx.Node]) -> set[fx.Node]:
-    """Layers of a read-out, such as activations with weights before or after them; what leads to them."""
+    """Layers of a read-out: compound ones, and activations with weights before or after them."""
     weighted = {n for n in readout if _has_weights(gm, n)}
     beside = _reached(gm, weighted) | _reached(gm, weighted, backward=True)
     hidden = activations & readout & beside
