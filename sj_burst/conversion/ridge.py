@@ -27,8 +27,7 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     published method runs Adam on the activation; this closed form is our own variant. Other layers
     (transposed, three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even
     kernel, more than 8192 inputs per output) keep their weights, and so do layers before a neuron whose
-    current is right already: to 30 dB, a squared error of a thousandth of its variance. (A ResNet-20
-    that keeps 96 % of its answers has 20 dB.)
+    current is right already: to 30 dB, a squared error of a thousandth of its variance.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
