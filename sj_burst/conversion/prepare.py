@@ -1,6 +1,5 @@
 """From a network to a checked and fused graph of plain modules."""
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -21,6 +20,7 @@ from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
+from ..utils.copying import copied
 from ..utils.inference import evaluate
 
 __all__ = ["prepare"]
@@ -53,7 +53,7 @@ def prepare(
     dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
     gm, precise = in_double(gm, x)  # once for all checks, and for folding
     if compare:
-        ann = _in_double(copy.deepcopy(ann).to(x.device), x)  # with its hooks
+        ann = _in_double(copied(ann).to(x.device), x)  # with its hooks
         check_batch_independent(gm, precise)
         check_equal(gm, ann, torch.cat([x, x[:1]]))  # at another batch size than that of the tracing
         check_equal_elsewhere(gm, ann, x)

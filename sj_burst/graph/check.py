@@ -1,7 +1,6 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..modules.pooling import MAX_POOLS
+from ..utils.copying import copied
 from ..utils.inference import evaluate
 from ..utils.outputs import tensors_of
 from .evaluate import depends_on_input, has_tensor, record, run_with_types
@@ -19,8 +19,10 @@ from .operators import (
     AFFINE_MODULES,
     DIVISIONS,
     FIRING,
+    HELD_ARGUMENTS,
     PRODUCT_METHODS,
     PRODUCTS,
+    SUMS_OF_PRODUCTS,
 )
 from .trace import describe, is_module, place_of, problem_text, unsupported_message
 
@@ -88,13 +90,13 @@ def check_supported(
             f"{type(output).__name__}"
         )
     depending = depends_on_input(gm)
-    wrong = {
-        n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
-    }
+    wrong = _problems(gm, values, depending, known)
     # What should be ReLUs counts as such, so that all of it is named at once.
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
     after, before = _reached(gm, firing | asked), _reached(gm, firing | asked, backward=True)
+    if direct:  # the others are held, and may multiply what varies
+        wrong = _problems(gm, values, depending & (firing | asked | after), known)
     problems = list(known.values())
     for node, problem in wrong.items():
         first = node not in after and node not in asked and not problem.endswith(_STATISTICS)
@@ -104,6 +106,14 @@ def check_supported(
         problems.append(problem_text(gm, node, _AFTER if last else problem))
     if problems:
         raise ValueError(unsupported_message(problems))
+
+
+def _problems(
+    gm: fx.GraphModule, values: dict[fx.Node, Any], varying: set[fx.Node], known: Container[fx.Node]
+) -> dict[fx.Node, str]:
+    """What is wrong with the nodes that are not known to be, if ``varying`` differ from step to step."""
+    found = {n: _problem(gm, n, values, varying) for n in gm.graph.nodes if n not in known}
+    return {node: problem for node, problem in found.items() if problem}
 
 
 def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:
@@ -117,25 +127,33 @@ def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -
 
 
 def _problem(
-    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], depending: set[fx.Node]
+    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], varying: set[fx.Node]
 ) -> str | None:
     """What is wrong with one node, or None."""
-    if node not in depending:
+    if node not in varying:
         return None
     if node.op == "call_module":
         return _module_problem(gm.get_submodule(str(node.target))) or _shape_problem(gm, node, values)
-    operands = [n for n in node.all_input_nodes if n in depending and isinstance(values[n], Tensor)]
+    operands = [n for n in node.all_input_nodes if n in varying and isinstance(values[n], Tensor)]
     if node.op not in ("call_function", "call_method") or not has_tensor(values[node]):
         return None
-    if not operands and not any(n in depending and has_tensor(values[n]) for n in node.all_input_nodes):
+    if not operands and not any(n in varying and has_tensor(values[n]) for n in node.all_input_nodes):
         return None  # of sizes alone
     if _rounds(node, operands, values):
         return "it rounds, which a rate does not pass; leave the rounding out"
     products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
     if node.target in products:
-        several = len(operands) > 1 or _occurrences(node, operands) > 1
+        several = _occurrences((node.args, node.kwargs), operands) > 1
         divisor = node.target in DIVISIONS and (not node.args or node.args[0] not in operands)
         return REMEDIES["mul"] if several or divisor else None
+    if node.target in SUMS_OF_PRODUCTS:
+        factors = (node.args[1:], {k: v for k, v in node.kwargs.items() if k != "input"})
+        return REMEDIES["mul"] if _occurrences(factors, operands) > 1 else None
+    if node.target in HELD_ARGUMENTS:
+        held = (node.args[HELD_ARGUMENTS[node.target] :], node.kwargs)
+        return REMEDIES["mul"] if _occurrences(held, operands) else None
+    if _is_structure(node.target):
+        return None
     affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS
     return None if node.target in affine else _remedy(describe(gm, node))
 
@@ -144,6 +162,7 @@ def _rounds(node: fx.Node, operands: list[fx.Node], values: dict[fx.Node, Any]) 
     """Whether a node makes integers of real numbers, in their type or by division."""
     value = values[node]
     casts = isinstance(value, Tensor) and not value.is_floating_point()
+    casts = casts and not value.is_complex()
     real = any(values[n].is_floating_point() for n in operands)
     return node.kwargs.get("rounding_mode") is not None or (casts and real)
 
@@ -170,8 +189,16 @@ def _remedy(name: str) -> str:
     return next((text for key, text in REMEDIES.items() if key in name), _DEFAULT_REMEDY)
 
 
-def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
-    return sum(argument in operands for argument in (*node.args, *node.kwargs.values()))
+def _occurrences(arguments: Any, operands: list[fx.Node]) -> int:
+    """How often operands stand in arguments, in lists of them too, as in ``einsum(..., [x, x])``."""
+    leaves: list[Any] = []
+    fx.node.map_aggregate(arguments, leaves.append)
+    return sum(leaf in operands for leaf in leaves if isinstance(leaf, fx.Node))
+
+
+def _is_structure(target: object) -> bool:
+    """Whether a call makes a named tuple."""
+    return isinstance(target, type) and issubclass(target, tuple)
 
 
 @torch.no_grad()
@@ -200,8 +227,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
         ValueError: mean (Tensor.mean) mixes the samples of a batch, which ...
     """
     gm, x = in_double(gm, x)
-    others = x.flip(0).roll(1, -1)  # other samples, even if those of the batch are alike
-    others = others / 2 if x.is_floating_point() else others
+    others = _other_samples(gm, x)
     places = [n for n in gm.graph.nodes if n.op == "output" or is_module(gm, n, FIRING)]
     wanted = {n for place in places for n in (place, *place.all_input_nodes)}
     first, second = record(gm, x, wanted), record(gm, others, wanted)
@@ -232,6 +258,17 @@ def check_batch_independent(gm: fx.GraphModule, x: Tensor) -> None:
                 "sample's result depend on that sample alone"
             )
             raise ValueError(f"{place_of(gm, culprit)} {problem}")
+
+
+def _other_samples(gm: fx.GraphModule, x: Tensor) -> Tensor:
+    """Samples unlike those of ``x``, even if these are alike; their order, if none else will do."""
+    rolled = x.flip(0).roll(1, -1)
+    rolled = rolled / 2 if x.is_floating_point() else rolled
+    try:
+        gm(rolled.clone())
+    except (RuntimeError, IndexError):  # columns of different kinds, categories among them
+        return x.flip(0)
+    return rolled
 
 
 def _first_mixing(gm: fx.GraphModule, x: Tensor, others: Tensor, rounding: float) -> fx.Node:
@@ -314,7 +351,7 @@ def doubled(net: Any) -> Any:
     tensors = (*net.parameters(), *net.buffers())
     if all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
         return net
-    return copy.deepcopy(net).double()
+    return copied(net).double()
 
 
 @torch.no_grad()

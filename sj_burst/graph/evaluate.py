@@ -1,5 +1,6 @@
 """Evaluate a traced graph node by node."""
 
+import functools
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -30,8 +31,14 @@ def evaluate_node(
     if node.op == "placeholder":
         return x
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
-    interpreter = fx.Interpreter(gm, garbage_collect_values=False)
-    return getattr(interpreter, node.op)(node.target, args, kwargs)
+    target: Any = node.target
+    if node.op == "call_module":
+        return gm.get_submodule(target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        return functools.reduce(getattr, target.split("."), gm)
+    return args[0] if node.op == "output" else target(*args, **kwargs)
 
 
 @torch.no_grad()

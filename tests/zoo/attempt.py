@@ -16,7 +16,7 @@ from .ordinary import make_ordinary
 
 __all__ = ["COUNTED", "Result", "attempt", "convert", "error_of_many_levels"]
 
-MANY = 2**16  # levels, in the limit of which the networks have to agree
+MANY = 2**20  # levels, in the limit of which the networks have to agree
 RIGHT = 0.01  # the error that they have to reach
 COUNTED = ("converts", "refused wrongly", "converts wrongly")  # of what is convertible
 
@@ -25,7 +25,7 @@ COUNTED = ("converts", "refused wrongly", "converts wrongly")  # of what is conv
 class Result:
     """One row of the table.
 
-    ``verdict`` is one of: converts; converts wrongly (65536 levels do not bring the error below 1 %);
+    ``verdict`` is one of: converts; converts wrongly (a million levels do not bring the error below 1 %);
     refused rightly (the oracle or the author has a reason); refused wrongly (neither has); read-out
     (refused for what follows the last neuron); several inputs; does not run (as an ordinary network);
     timed out.
@@ -37,7 +37,7 @@ class Result:
     reason: str = ""
     error_16: float | str = ""
     error_256: float | str = ""
-    error_65536: float | str = ""
+    error_many: float | str = ""
     error_in_steps: float | str = ""  # the same at T = 4
     seconds: float = 0.0
 
@@ -79,7 +79,13 @@ def attempt(entry: Entry) -> Result:
 def convert(net: Any, x: Any, levels: int, threshold: str = "mse") -> Any:
     """A network for one step of so many levels, fitted on ``x``."""
     return sj_burst.convert(
-        net, [x], max_spikes=levels, time_steps=1, threshold=threshold, calibration="none", progress=False
+        net,
+        [x],
+        max_spikes=levels,
+        time_steps=1,
+        threshold=threshold,
+        calibration="none",
+        progress=False,
     )
 
 
@@ -89,8 +95,8 @@ def _convert_and_compare(result: Result, net: Any, x: Any) -> None:
     for levels in (16, 256):
         got = convert(net, x, levels).run(part, 1)
         setattr(result, f"error_{levels}", difference(got, wanted))
-    result.error_65536, result.error_in_steps = error_of_many_levels(net, x)
-    right = result.error_65536 <= RIGHT and result.error_in_steps <= RIGHT
+    result.error_many, result.error_in_steps = error_of_many_levels(net, x)
+    right = result.error_many <= RIGHT and result.error_in_steps <= RIGHT
     result.verdict = "converts" if right else "converts wrongly"
 
 
@@ -103,7 +109,7 @@ def _some(net: Any, x: Any) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def error_of_many_levels(net: Any, x: Any) -> tuple[float, float]:
-    """The error at T = 1 and at T = 4 where the range up to the maximum has 65536 levels."""
+    """The error at T = 1 and at T = 4 where the range up to the maximum has a million levels."""
     part, wanted = _some(net, x)
     snn = convert(net, x, 1, "max")
     for neuron in snn.neurons().values():

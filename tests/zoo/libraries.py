@@ -25,7 +25,10 @@ def timm_entries() -> Iterator[Entry]:
         for row in csv.DictReader(file):
             if row["taken"]:
                 yield Entry(
-                    "timm", row["name"], functools.partial(_timm, row["name"]), (3, *[int(row["size"])] * 2)
+                    "timm",
+                    row["name"],
+                    functools.partial(_timm, row["name"]),
+                    (3, *[int(row["size"])] * 2),
                 )
 
 
@@ -51,7 +54,10 @@ def survey_timm(largest: float = 1.5e9, twins: int = 2) -> None:
 
     rows: list[dict[str, Any]] = []
     for name in timm.list_models():
-        row: dict[str, Any] = {"name": name, "file": model_entrypoint(name).__module__.rpartition(".")[2]}
+        row: dict[str, Any] = {
+            "name": name,
+            "file": model_entrypoint(name).__module__.rpartition(".")[2],
+        }
         rows.append(row | _look(functools.partial(_timm, name)))
         print(name, flush=True)
     write_selection(rows, largest, twins)

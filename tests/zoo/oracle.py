@@ -25,7 +25,19 @@ FIRING = {
 }
 # Activations that are no sum of ReLUs: the network has to be trained again, wherever they are.
 RETRAIN = {
-    *("silu", "gelu", "elu", "celu", "selu", "mish", "hardswish", "softplus", "glu", "tanh", "log_sigmoid"),
+    *(
+        "silu",
+        "gelu",
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "hardswish",
+        "softplus",
+        "glu",
+        "tanh",
+        "log_sigmoid",
+    ),
     *("softshrink", "hardshrink", "log_sigmoid_forward"),
 }
 # Not affine; a reason where something fires before it.
@@ -136,27 +148,30 @@ class _Following(TorchDispatchMode):
         pending = frozenset[str]().union(*(s.pending for s in known))
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         real = any(t.is_floating_point() or t.is_complex() for t in outs)
-        if name in FIRING and real:
+        guards = name in ("clamp_min", "clamp") and pending and args[1:] and abs(args[1] or 0) < 1e-4
+        if name in FIRING and real and not guards:  # as in x / norm.clamp_min(1e-12)
             self.finding.activations += 1
             self.finding.reasons += sorted(pending)
             fires, pending = True, frozenset()
+        elif name in RETRAIN:
+            self.finding.other += 1
+            self.finding.reasons += sorted(pending)
+            fires, pending = True, frozenset({name})
         elif problem := self._problem(name, args, known, fires):
-            if name in RETRAIN:
-                self.finding.reasons.append(problem)
-                self.finding.other += 1
-            else:
-                pending |= {problem}
+            pending |= {problem}
         for tensor in outs:
             before = self.states.get(_storage(tensor), _State())
-            self._set(tensor, _State(fires or before.fires, pending | (before.pending if fires else pending)))
-        self.last = pending
+            self._set(
+                tensor, _State(fires or before.fires, pending | (before.pending if fires else pending))
+            )
 
     def _problem(self, name: str, args: Any, known: list[_State], fires: bool) -> str:
-        if name in RETRAIN:
-            return name
         if not fires:
             return ""
-        if name in ("native_batch_norm", "_native_batch_norm_legit") and args[5 - (len(args) < 8)] is True:
+        if (
+            name in ("native_batch_norm", "_native_batch_norm_legit")
+            and args[5 - (len(args) < 8)] is True
+        ):
             return "statistics of the batch"
         if name in PRODUCTS:
             divisor = args[1] if name in _DIVIDES and len(args) > 1 else None

@@ -87,7 +87,10 @@ class SincFront(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.low, self.band = nn.Parameter(torch.linspace(0.01, 0.3, 8)), nn.Parameter(torch.full((8,), 0.1))
+        self.low, self.band = (
+            nn.Parameter(torch.linspace(0.01, 0.3, 8)),
+            nn.Parameter(torch.full((8,), 0.1)),
+        )
         self.register_buffer("n", torch.arange(-15, 16).float())
         self.register_buffer("window", torch.hamming_window(31))
         self.conv, self.norm, self.fc = nn.Conv1d(8, 16, 5), nn.BatchNorm1d(16), nn.Linear(16, 4)
@@ -95,7 +98,9 @@ class SincFront(nn.Module):
     def forward(self, x):
         low = self.low.abs().unsqueeze(1)
         high = torch.clamp(low + self.band.abs().unsqueeze(1), max=0.5)
-        filters = (2 * high * torch.sinc(2 * high * self.n) - 2 * low * torch.sinc(2 * low * self.n)) * self.window
+        filters = (
+            2 * high * torch.sinc(2 * high * self.n) - 2 * low * torch.sinc(2 * low * self.n)
+        ) * self.window
         x = F.conv1d(x, filters.unsqueeze(1), stride=2, padding=15)
         x = F.max_pool1d(F.leaky_relu(x, 0.2), 3)
         return self.fc(F.leaky_relu(self.norm(self.conv(x)), 0.2).mean(-1))
@@ -146,7 +151,11 @@ class DilatedCausal(nn.Module):
 class WaveNetGated(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inp, self.f, self.g = nn.Conv1d(1, 8, 1), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.inp, self.f, self.g = (
+            nn.Conv1d(1, 8, 1),
+            nn.Conv1d(8, 8, 3, padding=1),
+            nn.Conv1d(8, 8, 3, padding=1),
+        )
         self.out = nn.Sequential(nn.ReLU(), nn.Conv1d(8, 4, 1))
 
     def forward(self, x):

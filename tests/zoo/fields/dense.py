@@ -17,8 +17,16 @@ class DoubleConv(nn.Module):
         super().__init__()
         mid_channels = mid_channels or out_channels
         self.double_conv = nn.Sequential(
-            *(nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False), nn.BatchNorm2d(mid_channels), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)),
+            *(
+                nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(mid_channels),
+                nn.ReLU(inplace=True),
+            ),
+            *(
+                nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            ),
         )
 
     def forward(self, x):
@@ -47,7 +55,11 @@ class Up(nn.Module):
 class MilesialUNet(nn.Module):
     def __init__(self, bilinear=True):
         super().__init__()
-        self.inc, self.down1, self.down2 = DoubleConv(3, 6), nn.Sequential(nn.MaxPool2d(2), DoubleConv(6, 8)), nn.Sequential(nn.MaxPool2d(2), DoubleConv(8, 8))
+        self.inc, self.down1, self.down2 = (
+            DoubleConv(3, 6),
+            nn.Sequential(nn.MaxPool2d(2), DoubleConv(6, 8)),
+            nn.Sequential(nn.MaxPool2d(2), DoubleConv(8, 8)),
+        )
         self.up1, self.up2, self.outc = Up(8, 8, bilinear), Up(8, 6, bilinear), nn.Conv2d(6, 2, 1)
 
     def forward(self, x):
@@ -70,8 +82,16 @@ class BrainUNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder1, self.pool1, self.bottleneck = DoubleConv(3, 6), nn.MaxPool2d(2, 2), DoubleConv(6, 12)
-        self.upconv1, self.decoder1, self.conv = nn.ConvTranspose2d(12, 6, 2, stride=2), DoubleConv(12, 6), nn.Conv2d(6, 1, 1)
+        self.encoder1, self.pool1, self.bottleneck = (
+            DoubleConv(3, 6),
+            nn.MaxPool2d(2, 2),
+            DoubleConv(6, 12),
+        )
+        self.upconv1, self.decoder1, self.conv = (
+            nn.ConvTranspose2d(12, 6, 2, stride=2),
+            DoubleConv(12, 6),
+            nn.Conv2d(6, 1, 1),
+        )
 
     def forward(self, x):
         enc1 = self.encoder1(x)
@@ -85,7 +105,12 @@ class BrainUNet(nn.Module):
 class AttentionUNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.gate, self.out = DoubleConv(3, 6), DoubleConv(6, 6), nn.Conv2d(6, 1, 1), nn.Conv2d(6, 1, 1)
+        self.a, self.b, self.gate, self.out = (
+            DoubleConv(3, 6),
+            DoubleConv(6, 6),
+            nn.Conv2d(6, 1, 1),
+            nn.Conv2d(6, 1, 1),
+        )
 
     def forward(self, x):
         a = self.a(x)
@@ -110,7 +135,13 @@ class Autoencoder(nn.Module):
 class ConvAutoencoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 16, 8))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(12, 16, 8),
+        )
         self.decoder = nn.Sequential(
             *(nn.ConvTranspose2d(16, 12, 8), nn.ReLU()),
             *(nn.ConvTranspose2d(12, 8, 3, 2, padding=1, output_padding=1), nn.ReLU()),
@@ -166,7 +197,11 @@ class DCGenerator(nn.Module):
 class TanhGenerator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc, self.c1, self.c2 = nn.Linear(16, 8 * 16), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.fc, self.c1, self.c2 = (
+            nn.Linear(16, 8 * 16),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
 
     def forward(self, z):
         x = F.relu(self.fc(z)).view(-1, 8, 4, 4)
@@ -189,7 +224,9 @@ def SpectralDiscriminator():
     from torch.nn.utils.parametrizations import spectral_norm
 
     return nn.Sequential(
-        spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)), nn.LeakyReLU(0.1), spectral_norm(nn.Conv2d(8, 1, 4, 2, 1))
+        spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)),
+        nn.LeakyReLU(0.1),
+        spectral_norm(nn.Conv2d(8, 1, 4, 2, 1)),
     )
 
 
@@ -198,7 +235,9 @@ def OldSpectralDiscriminator():
     from torch.nn.utils import spectral_norm
 
     return nn.Sequential(
-        spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)), nn.LeakyReLU(0.1), spectral_norm(nn.Conv2d(8, 1, 4, 2, 1))
+        spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)),
+        nn.LeakyReLU(0.1),
+        spectral_norm(nn.Conv2d(8, 1, 4, 2, 1)),
     )
 
 
@@ -206,8 +245,12 @@ def OldSpectralDiscriminator():
 class ESPCN(nn.Module):
     def __init__(self, scale_factor=2):
         super().__init__()
-        self.first_part = nn.Sequential(nn.Conv2d(1, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1), nn.ReLU())
-        self.last_part = nn.Sequential(nn.Conv2d(8, scale_factor**2, 3, padding=1), nn.PixelShuffle(scale_factor))
+        self.first_part = nn.Sequential(
+            nn.Conv2d(1, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1), nn.ReLU()
+        )
+        self.last_part = nn.Sequential(
+            nn.Conv2d(8, scale_factor**2, 3, padding=1), nn.PixelShuffle(scale_factor)
+        )
 
     def forward(self, x):
         x = self.first_part(x)
@@ -220,7 +263,9 @@ class FSRCNN(nn.Module):
         super().__init__()
         p = lambda n: nn.PReLU(n)
         self.first = nn.Sequential(nn.Conv2d(1, 12, 5, padding=2), p(12))
-        self.mid = nn.Sequential(nn.Conv2d(12, 6, 1), p(6), nn.Conv2d(6, 6, 3, padding=1), p(6), nn.Conv2d(6, 12, 1), p(12))
+        self.mid = nn.Sequential(
+            nn.Conv2d(12, 6, 1), p(6), nn.Conv2d(6, 6, 3, padding=1), p(6), nn.Conv2d(6, 12, 1), p(12)
+        )
         self.last = nn.ConvTranspose2d(12, 1, 9, 2, 4, output_padding=1)
 
     def forward(self, x):
@@ -231,7 +276,11 @@ class FSRCNN(nn.Module):
 class SRCNNBicubic(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 8, 9, padding=4), nn.Conv2d(8, 8, 5, padding=2), nn.Conv2d(8, 1, 5, padding=2)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(1, 8, 9, padding=4),
+            nn.Conv2d(8, 8, 5, padding=2),
+            nn.Conv2d(8, 1, 5, padding=2),
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
@@ -248,8 +297,16 @@ class EDSR(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.tensor([0.45, 0.44, 0.40]).view(1, 3, 1, 1))
-        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(8, 3, 3, padding=1))
-        self.body = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(True), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2))
+        self.head, self.tail = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Sequential(
+                nn.Conv2d(8, 32, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(8, 3, 3, padding=1)
+            ),
+        )
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(True), nn.Conv2d(8, 8, 3, padding=1))
+            for _ in range(2)
+        )
 
     def forward(self, x):
         x = self.head((x - self.mean) * 255 / 64)
@@ -285,7 +342,11 @@ class DnCNN(nn.Module):
         super().__init__()
         layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True)]
         for _ in range(4):
-            layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(8, 8, 3, padding=1, bias=False),
+                nn.BatchNorm2d(8),
+                nn.ReLU(inplace=True),
+            ]
         self.dncnn = nn.Sequential(*layers, nn.Conv2d(8, 1, 3, padding=1, bias=False))
 
     def forward(self, x):
@@ -297,12 +358,16 @@ class DnCNN(nn.Module):
 class StyleTransfer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.n, self.b = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 3, 3)
-        self.c = nn.Conv2d(3, 3, 3)
+        self.a, self.b, self.n = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3),
+            nn.InstanceNorm2d(8, affine=True),
+        )
+        self.c = nn.Conv2d(8, 3, 3)
 
     def forward(self, x):
         x = F.relu(self.a(F.pad(x, (1, 1, 1, 1), mode="reflect")))
-        return self.c(F.relu(self.n(self.b(x).repeat(1, 3, 1, 1)[:, :8])))
+        return self.c(F.relu(self.n(self.b(x))))
 
 
 @networks.network(IMAGE)
@@ -311,7 +376,10 @@ class PyramidPooling(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(s), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()) for s in (1, 2, 3, 6)
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(s), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+            )
+            for s in (1, 2, 3, 6)
         )
         self.out = nn.Conv2d(24, 5, 1)
 
@@ -319,7 +387,10 @@ class PyramidPooling(nn.Module):
         size = x.shape[-2:]
         f = self.stem(x)
         h, w = f.size(2), f.size(3)
-        priors = [F.interpolate(stage(f), size=(h, w), mode="bilinear", align_corners=False) for stage in self.stages] + [f]
+        priors = [
+            F.interpolate(stage(f), size=(h, w), mode="bilinear", align_corners=False)
+            for stage in self.stages
+        ] + [f]
         return F.interpolate(self.out(torch.cat(priors, 1)), size, mode="bilinear", align_corners=False)
 
 
@@ -337,7 +408,9 @@ class ASPP(nn.Module):
         res = [F.relu(conv(x)) for conv in self.rates]
         pooled = F.relu(self.image(F.adaptive_avg_pool2d(x, 1)))
         res.append(F.interpolate(pooled, size=x.shape[-2:], mode="bilinear", align_corners=False))
-        x = F.interpolate(self.project(torch.cat(res, dim=1)), size=input_shape, mode="bilinear", align_corners=False)
+        x = F.interpolate(
+            self.project(torch.cat(res, dim=1)), size=input_shape, mode="bilinear", align_corners=False
+        )
         return {"out": x}
 
 
@@ -346,7 +419,10 @@ class LinkNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.e1, self.e2 = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
-        self.d2, self.d1 = nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1), nn.ConvTranspose2d(8, 2, 4, 2, 1)
+        self.d2, self.d1 = (
+            nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1),
+            nn.ConvTranspose2d(8, 2, 4, 2, 1),
+        )
 
     def forward(self, x):
         e1 = F.relu(self.e1(x))
@@ -359,7 +435,11 @@ class LinkNet(nn.Module):
 class SegNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
 
     def forward(self, x):
         x, i = F.max_pool2d(F.relu(self.a(x)), 2, return_indices=True)
@@ -373,8 +453,15 @@ class ENetInitial(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.pool, self.bn = nn.Conv2d(3, 5, 3, 2, 1, bias=True), nn.MaxPool2d(2, stride=2), nn.BatchNorm2d(8, eps=1e-3)
-        self.c31, self.c13 = nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1)), nn.Conv2d(8, 8, (1, 3), padding=(0, 2), dilation=(1, 2))
+        self.conv, self.pool, self.bn = (
+            nn.Conv2d(3, 5, 3, 2, 1, bias=True),
+            nn.MaxPool2d(2, stride=2),
+            nn.BatchNorm2d(8, eps=1e-3),
+        )
+        self.c31, self.c13 = (
+            nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1)),
+            nn.Conv2d(8, 8, (1, 3), padding=(0, 2), dilation=(1, 2)),
+        )
         self.out = nn.ConvTranspose2d(8, 4, 2, stride=2, padding=0, output_padding=0, bias=True)
 
     def forward(self, input):
@@ -390,7 +477,10 @@ class BiSeNetless(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.spatial, self.context = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.spatial, self.context = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU6()),
+        )
         self.head, self.aux = nn.Conv2d(16, 3, 1), nn.Conv2d(8, 3, 1)
 
     def forward(self, x):

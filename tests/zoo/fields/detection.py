@@ -11,17 +11,26 @@ IMAGE = (3, 64, 64)
 
 
 def cbl(i, o, k=3, s=1):
-    return nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.LeakyReLU(0.1, inplace=True)
+    )
 
 
 @networks.network(IMAGE)
 class YoloV3Tiny(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers1 = nn.Sequential(cbl(3, 6), nn.MaxPool2d(2, 2), cbl(6, 8), nn.MaxPool2d(2, 2), cbl(8, 8))
-        self.layers2 = nn.Sequential(nn.MaxPool2d(2, 2), cbl(8, 12), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1), cbl(12, 12))
+        self.layers1 = nn.Sequential(
+            cbl(3, 6), nn.MaxPool2d(2, 2), cbl(6, 8), nn.MaxPool2d(2, 2), cbl(8, 8)
+        )
+        self.layers2 = nn.Sequential(
+            nn.MaxPool2d(2, 2), cbl(8, 12), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1), cbl(12, 12)
+        )
         self.head1, self.lateral = nn.Conv2d(12, 18, 1), cbl(12, 6, 1)
-        self.up, self.head2 = nn.Upsample(scale_factor=2, mode="nearest"), nn.Sequential(cbl(14, 8), nn.Conv2d(8, 18, 1))
+        self.up, self.head2 = (
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Sequential(cbl(14, 8), nn.Conv2d(8, 18, 1)),
+        )
 
     def forward(self, x):
         a = self.layers1(x)
@@ -61,7 +70,12 @@ class YoloV2Reorg(nn.Module):
         b, c, h, w = x.size()
         x = x.view(b, c, h // s, s, w // s, s).transpose(3, 4).contiguous()
         x = x.view(b, c, h // s * w // s, s * s).transpose(2, 3).contiguous()
-        return x.view(b, c, s * s, h // s, w // s).transpose(1, 2).contiguous().view(b, s * s * c, h // s, w // s)
+        return (
+            x.view(b, c, s * s, h // s, w // s)
+            .transpose(1, 2)
+            .contiguous()
+            .view(b, s * s * c, h // s, w // s)
+        )
 
     def forward(self, x):
         a = self.a(x)
@@ -89,7 +103,11 @@ class CspDarknet(nn.Module):
 class _PNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.prelu1, self.pool1 = nn.Conv2d(3, 10, 3), nn.PReLU(10), nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv1, self.prelu1, self.pool1 = (
+            nn.Conv2d(3, 10, 3),
+            nn.PReLU(10),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+        )
         self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), nn.PReLU(16)
         self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), nn.PReLU(32)
         self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
@@ -119,8 +137,16 @@ class MtcnnPSoftmax(_PNet):
 class MtcnnR(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.prelu1, self.pool1 = nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.conv2, self.prelu2, self.pool2 = nn.Conv2d(8, 12, 3), nn.PReLU(12), nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv1, self.prelu1, self.pool1 = (
+            nn.Conv2d(3, 8, 3),
+            nn.PReLU(8),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+        )
+        self.conv2, self.prelu2, self.pool2 = (
+            nn.Conv2d(8, 12, 3),
+            nn.PReLU(12),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+        )
         self.dense4, self.prelu4, self.dense5 = nn.Linear(12 * 4 * 4, 24), nn.PReLU(24), nn.Linear(24, 4)
 
     def forward(self, x):
@@ -137,7 +163,11 @@ class FPN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c1, self.c2, self.c3 = nn.Conv2d(3, 6, 3, 4, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.c1, self.c2, self.c3 = (
+            nn.Conv2d(3, 6, 3, 4, 1),
+            nn.Conv2d(6, 8, 3, 2, 1),
+            nn.Conv2d(8, 12, 3, 2, 1),
+        )
         self.lateral = nn.ModuleList(nn.Conv2d(c, 8, 1) for c in (6, 8, 12))
         self.head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
         self.cls, self.box = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 4, 1)
@@ -181,10 +211,19 @@ class FcosScales(FPN):
 class CenterNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(12, 8, 4, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 8, 4, 2, 1),
+            nn.ReLU(),
+        )
         self.heads = {"hm": 3, "wh": 2, "reg": 2}
         for head, classes in self.heads.items():
-            fc = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, classes, 1))
+            fc = nn.Sequential(
+                nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, classes, 1)
+            )
             self.__setattr__(head, fc)
 
     def forward(self, x):
@@ -216,8 +255,14 @@ class StackedHourglass(nn.Module):
     class Glass(nn.Module):
         def __init__(self, depth, n):
             super().__init__()
-            self.up1, self.low1, self.low3 = nn.Conv2d(n, n, 3, padding=1), nn.Conv2d(n, n, 3, padding=1), nn.Conv2d(n, n, 3, padding=1)
-            self.low2 = StackedHourglass.Glass(depth - 1, n) if depth > 1 else nn.Conv2d(n, n, 3, padding=1)
+            self.up1, self.low1, self.low3 = (
+                nn.Conv2d(n, n, 3, padding=1),
+                nn.Conv2d(n, n, 3, padding=1),
+                nn.Conv2d(n, n, 3, padding=1),
+            )
+            self.low2 = (
+                StackedHourglass.Glass(depth - 1, n) if depth > 1 else nn.Conv2d(n, n, 3, padding=1)
+            )
 
         def forward(self, x):
             low = F.relu(self.low1(F.max_pool2d(x, 2, stride=2)))
@@ -226,7 +271,10 @@ class StackedHourglass(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.pre, self.glasses = nn.Conv2d(3, 8, 7, 4, 3), nn.ModuleList(self.Glass(2, 8) for _ in range(2))
+        self.pre, self.glasses = (
+            nn.Conv2d(3, 8, 7, 4, 3),
+            nn.ModuleList(self.Glass(2, 8) for _ in range(2)),
+        )
         self.outs, self.merge = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(2)), nn.Conv2d(4, 8, 1)
 
     def forward(self, x):
@@ -256,8 +304,14 @@ class SSD(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
-        self.loc, self.conf = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)), nn.ModuleList(nn.Conv2d(8, 6, 3, padding=1) for _ in range(2))
+        self.a, self.b = (
+            nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()),
+        )
+        self.loc, self.conf = (
+            nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)),
+            nn.ModuleList(nn.Conv2d(8, 6, 3, padding=1) for _ in range(2)),
+        )
 
     def forward(self, x):
         sources = [self.a(x)]
@@ -277,7 +331,9 @@ class FaceEmbedding(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.PReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 16))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 4), nn.PReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 16)
+        )
 
     def forward(self, x):
         return F.normalize(self.net(x), p=2, dim=1)

@@ -11,12 +11,18 @@ IMAGE = (3, 32, 32)
 
 
 def conv_bn(inp, oup, stride, act=nn.ReLU6):
-    return nn.Sequential(nn.Conv2d(inp, oup, 3, stride, 1, bias=False), nn.BatchNorm2d(oup), act(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inp, oup, 3, stride, 1, bias=False), nn.BatchNorm2d(oup), act(inplace=True)
+    )
 
 
 def conv_dw(inp, oup, stride):
     return nn.Sequential(
-        *(nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False), nn.BatchNorm2d(inp), nn.ReLU(inplace=True)),
+        *(
+            nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False),
+            nn.BatchNorm2d(inp),
+            nn.ReLU(inplace=True),
+        ),
         *(nn.Conv2d(inp, oup, 1, 1, 0, bias=False), nn.BatchNorm2d(oup), nn.ReLU(inplace=True)),
     )
 
@@ -26,7 +32,11 @@ class MobileNetV1(nn.Module):
     def __init__(self):
         super().__init__()
         self.model = nn.Sequential(
-            conv_bn(3, 8, 2, nn.ReLU), conv_dw(8, 16, 1), conv_dw(16, 32, 2), conv_dw(32, 32, 1), nn.AvgPool2d(8)
+            conv_bn(3, 8, 2, nn.ReLU),
+            conv_dw(8, 16, 1),
+            conv_dw(16, 32, 2),
+            conv_dw(32, 32, 1),
+            nn.AvgPool2d(8),
         )
         self.fc = nn.Linear(32, 10)
 
@@ -87,12 +97,16 @@ class Fire(nn.Module):
         super().__init__()
         self.squeeze, self.squeeze_activation = nn.Conv2d(inplanes, squeeze, 1), nn.ReLU(inplace=True)
         self.expand1x1, self.expand1x1_activation = nn.Conv2d(squeeze, e1, 1), nn.ReLU(inplace=True)
-        self.expand3x3, self.expand3x3_activation = nn.Conv2d(squeeze, e3, 3, padding=1), nn.ReLU(inplace=True)
+        self.expand3x3, self.expand3x3_activation = (
+            nn.Conv2d(squeeze, e3, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x):
         x = self.squeeze_activation(self.squeeze(x))
         return torch.cat(
-            [self.expand1x1_activation(self.expand1x1(x)), self.expand3x3_activation(self.expand3x3(x))], 1
+            [self.expand1x1_activation(self.expand1x1(x)), self.expand3x3_activation(self.expand3x3(x))],
+            1,
         )
 
 
@@ -101,7 +115,9 @@ def SqueezeNetBypass():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True))
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, 16, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)
+            )
             self.f2, self.f3 = Fire(16, 4, 8, 8), Fire(16, 4, 8, 8)
             self.classifier = nn.Sequential(
                 nn.Dropout(), nn.Conv2d(16, 10, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d((1, 1))
@@ -171,7 +187,9 @@ class GhostModule(nn.Module):
         super().__init__()
         self.oup, half = oup, (oup + 1) // 2
         self.primary_conv = nn.Sequential(
-            nn.Conv2d(inp, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True) if relu else nn.Sequential()
+            nn.Conv2d(inp, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True) if relu else nn.Sequential(),
         )
         self.cheap_operation = nn.Sequential(
             nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False),
@@ -190,7 +208,11 @@ class GhostNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = conv_bn(3, 8, 2, nn.ReLU)
-        self.ghost1, self.ghost2, self.fc = GhostModule(8, 15), GhostModule(15, 8, relu=False), nn.Linear(8, 10)
+        self.ghost1, self.ghost2, self.fc = (
+            GhostModule(8, 15),
+            GhostModule(15, 8, relu=False),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x):
         x = self.stem(x)
@@ -203,13 +225,19 @@ class RepVGGBlock(nn.Module):
         super().__init__()
         self.nonlinearity = nn.ReLU()
         self.rbr_identity = nn.BatchNorm2d(channels)
-        self.rbr_dense = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
-        self.rbr_1x1 = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.rbr_dense = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.rbr_1x1 = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
 
     def forward(self, inputs):
         if hasattr(self, "rbr_reparam"):
             return self.nonlinearity(self.rbr_reparam(inputs))
-        return self.nonlinearity(self.rbr_dense(inputs) + self.rbr_1x1(inputs) + self.rbr_identity(inputs))
+        return self.nonlinearity(
+            self.rbr_dense(inputs) + self.rbr_1x1(inputs) + self.rbr_identity(inputs)
+        )
 
 
 @networks.network(IMAGE)
@@ -274,10 +302,19 @@ class BlurPooling(nn.Module):
         super().__init__()
         a = torch.tensor([1.0, 2.0, 1.0])
         self.register_buffer("filt", (a[:, None] * a[None, :] / 16)[None, None])
-        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.conv1, self.conv2, self.fc = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 5),
+        )
 
     def blur(self, x):
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1])
+        return F.conv2d(
+            F.pad(x, (1, 1, 1, 1), mode="reflect"),
+            self.filt.expand(x.shape[1], 1, 3, 3),
+            stride=2,
+            groups=x.shape[1],
+        )
 
     def forward(self, x):
         x = self.blur(F.max_pool2d(F.relu(self.conv1(x)), 2, 1))

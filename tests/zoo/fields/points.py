@@ -15,7 +15,11 @@ class PointNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 16, 1), nn.Conv1d(16, 24, 1)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv1d(3, 12, 1),
+            nn.Conv1d(12, 16, 1),
+            nn.Conv1d(16, 24, 1),
+        )
         self.bn1, self.bn2, self.bn3 = nn.BatchNorm1d(12), nn.BatchNorm1d(16), nn.BatchNorm1d(24)
         self.fc1, self.fc2, self.bn4 = nn.Linear(24, 16), nn.Linear(16, 5), nn.BatchNorm1d(16)
 
@@ -34,7 +38,12 @@ class PointNetSegmentation(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.d = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 16, 1), nn.Conv1d(28, 12, 1), nn.Conv1d(12, 4, 1)
+        self.a, self.b, self.c, self.d = (
+            nn.Conv1d(3, 12, 1),
+            nn.Conv1d(12, 16, 1),
+            nn.Conv1d(28, 12, 1),
+            nn.Conv1d(12, 4, 1),
+        )
 
     def forward(self, x):
         n_pts = x.size()[2]
@@ -74,7 +83,11 @@ class EdgeConv(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.bn, self.fc = nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12), nn.Linear(12, 4)
+        self.conv, self.bn, self.fc = (
+            nn.Conv2d(6, 12, 1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Linear(12, 4),
+        )
 
     def forward(self, x):
         inner = -2 * torch.matmul(x.transpose(2, 1), x)
@@ -112,7 +125,9 @@ class UNet3D(nn.Module):
     def __init__(self):
         super().__init__()
         self.a = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
-        self.b = nn.Sequential(nn.MaxPool3d(2), nn.Conv3d(4, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU())
+        self.b = nn.Sequential(
+            nn.MaxPool3d(2), nn.Conv3d(4, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU()
+        )
         self.up, self.out = nn.ConvTranspose3d(8, 4, 2, 2), nn.Conv3d(8, 2, 1)
 
     def forward(self, x):
@@ -124,7 +139,11 @@ class UNet3D(nn.Module):
 class Upsampled3D(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv3d(1, 4, 3, 2, 1), nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 2, 1)
+        self.a, self.b, self.c = (
+            nn.Conv3d(1, 4, 3, 2, 1),
+            nn.Conv3d(4, 4, 3, padding=1),
+            nn.Conv3d(4, 2, 1),
+        )
 
     def forward(self, x):
         y = F.relu(self.a(x))
@@ -150,7 +169,10 @@ class C3D(nn.Module):
 class R2Plus1D(nn.Module):
     def __init__(self):
         super().__init__()
-        self.s, self.t = nn.Conv3d(3, 8, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0))
+        self.s, self.t = (
+            nn.Conv3d(3, 8, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
+            nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0)),
+        )
         self.bn, self.fc = nn.BatchNorm3d(8), nn.Linear(8, 4)
 
     def forward(self, x):
@@ -164,7 +186,10 @@ class FramesInTheBatch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.features, self.fc = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()), nn.Linear(8, 4)
+        self.features, self.fc = (
+            nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+            nn.Linear(8, 4),
+        )
 
     def forward(self, x):
         b, t, c, h, w = x.shape
@@ -213,7 +238,11 @@ class GraphConvolution(nn.Module):
         super().__init__()
         a = (torch.rand(7, 7) > 0.5).float()
         self.register_buffer("adj", (a + torch.eye(7)) / 4)
-        self.w1, self.w2, self.b = nn.Parameter(torch.randn(5, 16) / 2), nn.Linear(16, 3), nn.Parameter(torch.zeros(16))
+        self.w1, self.w2, self.b = (
+            nn.Parameter(torch.randn(5, 16) / 2),
+            nn.Linear(16, 3),
+            nn.Parameter(torch.zeros(16)),
+        )
 
     def forward(self, x):
         support = torch.matmul(x, self.w1)
@@ -248,6 +277,8 @@ class GraphAttention(nn.Module):
     def forward(self, x):
         h = F.relu(self.w(x))
         n = h.size(1)
-        pairs = torch.cat([h.unsqueeze(2).expand(-1, -1, n, -1), h.unsqueeze(1).expand(-1, n, -1, -1)], -1)
+        pairs = torch.cat(
+            [h.unsqueeze(2).expand(-1, -1, n, -1), h.unsqueeze(1).expand(-1, n, -1, -1)], -1
+        )
         att = F.leaky_relu(self.a(pairs).squeeze(-1), 0.2).softmax(-1)
         return F.relu(self.out(att @ h))

@@ -16,13 +16,18 @@ class EEGNetReLU(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(1, 4, (1, 16), padding=(0, 8), bias=False), nn.BatchNorm2d(4))
+        self.first = nn.Sequential(
+            nn.Conv2d(1, 4, (1, 16), padding=(0, 8), bias=False), nn.BatchNorm2d(4)
+        )
         self.depth = nn.Sequential(
             *(nn.Conv2d(4, 8, (8, 1), groups=4, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
             *(nn.AvgPool2d((1, 4)), nn.Dropout(0.25)),
         )
         self.sep = nn.Sequential(
-            *(nn.Conv2d(8, 8, (1, 16), padding=(0, 8), groups=8, bias=False), nn.Conv2d(8, 8, 1, bias=False)),
+            *(
+                nn.Conv2d(8, 8, (1, 16), padding=(0, 8), groups=8, bias=False),
+                nn.Conv2d(8, 8, 1, bias=False),
+            ),
             *(nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d((1, 8)), nn.Dropout(0.25)),
         )
         self.classify = nn.LazyLinear(4)
@@ -97,8 +102,12 @@ class _TemporalBlock(nn.Module):
     def __init__(self, n_inputs, n_outputs, kernel_size, dilation, norm):
         super().__init__()
         padding = (kernel_size - 1) * dilation
-        self.conv1 = norm(nn.Conv1d(n_inputs, n_outputs, kernel_size, padding=padding, dilation=dilation))
-        self.conv2 = norm(nn.Conv1d(n_outputs, n_outputs, kernel_size, padding=padding, dilation=dilation))
+        self.conv1 = norm(
+            nn.Conv1d(n_inputs, n_outputs, kernel_size, padding=padding, dilation=dilation)
+        )
+        self.conv2 = norm(
+            nn.Conv1d(n_outputs, n_outputs, kernel_size, padding=padding, dilation=dilation)
+        )
         self.net = nn.Sequential(
             *(self.conv1, _Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2)),
             *(self.conv2, _Chomp1d(padding), nn.ReLU(), nn.Dropout(0.2)),
@@ -215,7 +224,11 @@ class NBeats(nn.Module):
 class LSTMClassifier(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.lstm, self.fc = nn.Linear(12, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+        self.embed, self.lstm, self.fc = (
+            nn.Linear(12, 8),
+            nn.LSTM(8, 8, batch_first=True),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         out, _ = self.lstm(F.relu(self.embed(x)))
@@ -237,7 +250,7 @@ class UnrolledReLURnn(nn.Module):
         return self.out(h)
 
 
-@networks.network((6, 12))
+@networks.network((6, 12), refused_for="recurrence")
 class ReLURnnModule(nn.Module):
     """The same with torch's module."""
 
@@ -262,9 +275,16 @@ class SkeletonGraph(nn.Module):
         self.data_bn = nn.BatchNorm1d(6)
         self.gcn = nn.Conv2d(2, 16, 1)
         self.tcn = nn.Sequential(
-            nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, (9, 1), 1, (4, 0)), nn.BatchNorm2d(8)
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, (9, 1), 1, (4, 0)),
+            nn.BatchNorm2d(8),
         )
-        self.residual, self.relu, self.fcn = nn.Conv2d(2, 8, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 5, 1)
+        self.residual, self.relu, self.fcn = (
+            nn.Conv2d(2, 8, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 5, 1),
+        )
 
     def forward(self, x):
         n, c, t, v = x.size()

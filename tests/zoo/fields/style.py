@@ -22,7 +22,11 @@ class _Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.conv1, self.conv2, self.fc = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 5),
+        )
 
     def head(self, x):
         return self.fc(x.mean((2, 3)))
@@ -203,7 +207,11 @@ class ShiftedReLU(_Net):
 
     def __init__(self):
         super().__init__()
-        self.b0, self.b1, self.act = nn.Parameter(torch.randn(1, 8, 1, 1)), nn.Parameter(torch.randn(1, 8, 1, 1)), nn.PReLU(8)
+        self.b0, self.b1, self.act = (
+            nn.Parameter(torch.randn(1, 8, 1, 1)),
+            nn.Parameter(torch.randn(1, 8, 1, 1)),
+            nn.PReLU(8),
+        )
 
     def forward(self, x):
         x = self.conv1(x)
@@ -264,10 +272,15 @@ class FeatureHooks(_Net):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Sequential(self.conv1, nn.ReLU()), nn.Sequential(self.conv2, nn.ReLU()))
+        self.body = nn.Sequential(
+            nn.Sequential(self.conv1, nn.ReLU()), nn.Sequential(self.conv2, nn.ReLU())
+        )
         self.seen = []
         for block in self.body:
-            block.register_forward_hook(lambda m, a, out: self.seen.append(out))
+            block.register_forward_hook(self.keep)
+
+    def keep(self, module, args, out):
+        self.seen.append(out)
 
     def forward(self, x):
         self.seen.clear()
@@ -288,7 +301,9 @@ class Backbone(nn.Module):
 
     def forward(self, x):
         f = self.body(x)
-        return self.out(F.interpolate(f["high"], f["low"].shape[-2:], mode="bilinear")) + self.out(f["low"])
+        return self.out(F.interpolate(f["high"], f["low"].shape[-2:], mode="bilinear")) + self.out(
+            f["low"]
+        )
 
 
 @networks.network(IMAGE)
@@ -303,7 +318,11 @@ class Einops(_Net):
 
     def forward(self, x):
         b, c, (h, w) = x.size(0), x.size(1), x.shape[2:]
-        x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(b, h // 2 * (w // 2), -1)
+        x = (
+            x.reshape(b, c, h // 2, 2, w // 2, 2)
+            .permute(0, 2, 4, 3, 5, 1)
+            .reshape(b, h // 2 * (w // 2), -1)
+        )
         x = x[..., :3].transpose(-1, -2).unflatten(-1, (h // 2, -1))
         return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))))
 
@@ -511,7 +530,10 @@ class ActNorm(_Net):
     def __init__(self):
         super().__init__()
         self.register_buffer("initialized", torch.tensor(1, dtype=torch.uint8))
-        self.loc, self.scale = nn.Parameter(torch.randn(1, 8, 1, 1)), nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+        self.loc, self.scale = (
+            nn.Parameter(torch.randn(1, 8, 1, 1)),
+            nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5),
+        )
 
     def forward(self, x):
         x = self.conv1(x)

@@ -15,7 +15,9 @@ def tokens(high, length):
 
 @networks.network((12,))
 def Mlp():
-    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    return nn.Sequential(
+        nn.Linear(12, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)
+    )
 
 
 @networks.network((12,))
@@ -52,8 +54,14 @@ class ResNetTable(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.head = nn.Linear(12, 16), nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
-        self.layers = nn.ModuleList(nn.ModuleDict({"norm": nn.BatchNorm1d(16), "a": nn.Linear(16, 32), "b": nn.Linear(32, 16)}) for _ in range(2))
+        self.first, self.head = (
+            nn.Linear(12, 16),
+            nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)),
+        )
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.BatchNorm1d(16), "a": nn.Linear(16, 32), "b": nn.Linear(32, 16)})
+            for _ in range(2)
+        )
 
     def forward(self, x):
         x = self.first(x)
@@ -72,7 +80,10 @@ class Categorical(nn.Module):
     def __init__(self):
         super().__init__()
         self.embeds = nn.ModuleList(nn.Embedding(5, 3) for _ in range(2))
-        self.bn, self.net = nn.BatchNorm1d(4), nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.bn, self.net = (
+            nn.BatchNorm1d(4),
+            nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2)),
+        )
 
     def forward(self, x):
         cats = [e(x[:, 4 + i].long()) for i, e in enumerate(self.embeds)]
@@ -83,7 +94,10 @@ class Categorical(nn.Module):
 class WideAndDeep(nn.Module):
     def __init__(self):
         super().__init__()
-        self.wide, self.deep = nn.Linear(12, 1), nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 1))
+        self.wide, self.deep = (
+            nn.Linear(12, 1),
+            nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 1)),
+        )
 
     def forward(self, x):
         return self.wide(x) + self.deep(x)
@@ -110,12 +124,22 @@ def SelfNormalising():
 
 @networks.network((8,), refused_for="tanh")
 def TanhPolicy():
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, 8),
+        nn.Tanh(),
+        nn.Linear(8, 4),
+        nn.ReLU(),
+        nn.Linear(4, 2),
+    )
 
 
 @networks.network((8,), refused_for="layer normalisation between neurons")
 def LayerNormed():
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2)
+    )
 
 
 @networks.network((8,), refused_for="softplus")
@@ -127,7 +151,11 @@ def SoftplusPhysics():
 class DQN(nn.Module):
     def __init__(self, actions=4):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(4, 8, 8, stride=4), nn.Conv2d(8, 12, 4, stride=2), nn.Conv2d(12, 12, 3, stride=1)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(4, 8, 8, stride=4),
+            nn.Conv2d(8, 12, 4, stride=2),
+            nn.Conv2d(12, 12, 3, stride=1),
+        )
         self.fc4, self.fc5 = nn.Linear(12, 24), nn.Linear(24, actions)
 
     def forward(self, x):
@@ -157,7 +185,11 @@ class ActorCritic(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.affine1, self.action_head, self.value_head = nn.Linear(4, 24), nn.Linear(24, 2), nn.Linear(24, 1)
+        self.affine1, self.action_head, self.value_head = (
+            nn.Linear(4, 24),
+            nn.Linear(24, 2),
+            nn.Linear(24, 1),
+        )
 
     def forward(self, x):
         x = F.relu(self.affine1(x))
@@ -196,7 +228,12 @@ class AlphaZero(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.pc, self.pf, self.vc, self.vf = nn.Conv2d(8, 2, 1), nn.Linear(72, 37), nn.Conv2d(8, 1, 1), nn.Linear(36, 1)
+        self.pc, self.pf, self.vc, self.vf = (
+            nn.Conv2d(8, 2, 1),
+            nn.Linear(72, 37),
+            nn.Conv2d(8, 1, 1),
+            nn.Linear(36, 1),
+        )
 
     def forward(self, s):
         s = s.view(-1, 2, 6, 6)
@@ -212,7 +249,10 @@ class MixtureOfConstantExperts(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.experts, self.weights = nn.ModuleList(nn.Linear(10, 12) for _ in range(3)), nn.Parameter(torch.randn(3))
+        self.experts, self.weights = (
+            nn.ModuleList(nn.Linear(10, 12) for _ in range(3)),
+            nn.Parameter(torch.randn(3)),
+        )
         self.out = nn.Linear(12, 2)
 
     def forward(self, x):
@@ -225,7 +265,11 @@ class MixtureOfConstantExperts(nn.Module):
 class MixtureOfExperts(nn.Module):
     def __init__(self):
         super().__init__()
-        self.trunk, self.gate, self.experts = nn.Linear(10, 12), nn.Linear(12, 3), nn.ModuleList(nn.Linear(12, 4) for _ in range(3))
+        self.trunk, self.gate, self.experts = (
+            nn.Linear(10, 12),
+            nn.Linear(12, 3),
+            nn.ModuleList(nn.Linear(12, 4) for _ in range(3)),
+        )
 
     def forward(self, x):
         x = F.relu(self.trunk(x))
@@ -268,7 +312,11 @@ class TextCNN(nn.Module):
 class FastText(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.a, self.b = nn.EmbeddingBag(40, 8, mode="mean"), nn.Linear(8, 16), nn.Linear(16, 3)
+        self.embed, self.a, self.b = (
+            nn.EmbeddingBag(40, 8, mode="mean"),
+            nn.Linear(8, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x):
         return self.b(F.relu(self.a(self.embed(x))))
@@ -308,7 +356,11 @@ class MaskedMean(nn.Module):
 class SmallTransformer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.layer, self.fc = nn.Embedding(40, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)
+        self.embed, self.layer, self.fc = (
+            nn.Embedding(40, 8),
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         return self.fc(F.relu(self.layer(F.relu(self.embed(x)))).mean(1))
@@ -331,7 +383,12 @@ class SelfAttention(nn.Module):
 class LinearAttentionReLU(nn.Module):
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         q, k, v = F.relu(self.q(x)), F.relu(self.k(x)), self.v(x)

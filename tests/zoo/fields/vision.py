@@ -62,7 +62,9 @@ class MnistExample(nn.Module):
 
 @networks.network(GREY)
 def SoftmaxAtTheEnd():
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10), nn.Softmax(dim=1))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10), nn.Softmax(dim=1)
+    )
 
 
 @networks.network(IMAGE)
@@ -83,7 +85,11 @@ class Vgg(nn.Module):
             if x == "M":
                 layers += [nn.MaxPool2d(kernel_size=2, stride=2)]
             else:
-                layers += [nn.Conv2d(in_channels, x, 3, padding=1), nn.BatchNorm2d(x), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(in_channels, x, 3, padding=1),
+                    nn.BatchNorm2d(x),
+                    nn.ReLU(inplace=True),
+                ]
                 in_channels = x
         layers += [nn.AvgPool2d(kernel_size=1, stride=1)]
         return nn.Sequential(*layers)
@@ -100,7 +106,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_planes != planes:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+            )
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
@@ -114,7 +122,10 @@ class KuangliuResNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
-        self.layer1, self.layer2 = nn.Sequential(BasicBlock(8, 8)), nn.Sequential(BasicBlock(8, 16, 2), BasicBlock(16, 16))
+        self.layer1, self.layer2 = (
+            nn.Sequential(BasicBlock(8, 8)),
+            nn.Sequential(BasicBlock(8, 16, 2), BasicBlock(16, 16)),
+        )
         self.linear = nn.Linear(256, 10)
 
     def forward(self, x):
@@ -140,8 +151,14 @@ class ResNetOptionA(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.block1, self.block2 = nn.Conv2d(3, 8, 3, padding=1), BasicBlock(8, 8), BasicBlock(8, 16, 2)
-        self.block2.shortcut = LambdaLayer(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0))
+        self.conv1, self.block1, self.block2 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            BasicBlock(8, 8),
+            BasicBlock(8, 16, 2),
+        )
+        self.block2.shortcut = LambdaLayer(
+            lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0)
+        )
         self.linear = nn.Linear(16, 10)
 
     def forward(self, x):
@@ -174,9 +191,22 @@ class PreActResNet(nn.Module):
 class WideResNetInPlace(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.bn1, self.conv1 = nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 1, 1)
-        self.relu1, self.bn2, self.relu2 = nn.ReLU(inplace=True), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
-        self.conv2, self.droprate, self.equalInOut, self.fc = nn.Conv2d(8, 8, 3, 1, 1), 0.3, True, nn.Linear(8, 10)
+        self.conv, self.bn1, self.conv1 = (
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, 1, 1),
+        )
+        self.relu1, self.bn2, self.relu2 = (
+            nn.ReLU(inplace=True),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+        )
+        self.conv2, self.droprate, self.equalInOut, self.fc = (
+            nn.Conv2d(8, 8, 3, 1, 1),
+            0.3,
+            True,
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x):
         x = self.conv(x)
@@ -210,7 +240,11 @@ class DenseNetBC(nn.Module):
                     }
                 )
             )
-        self.bn, self.trans, self.fc = nn.BatchNorm2d(30), nn.Conv2d(30, 15, 1, bias=False), nn.Linear(15, 10)
+        self.bn, self.trans, self.fc = (
+            nn.BatchNorm2d(30),
+            nn.Conv2d(30, 15, 1, bias=False),
+            nn.Linear(15, 10),
+        )
 
     def forward(self, x):
         x = self.conv1(x)
@@ -227,8 +261,14 @@ class Inception(nn.Module):
     def __init__(self):
         super().__init__()
         self.b1 = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(True))
-        self.b2 = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(True))
-        self.b3 = nn.Sequential(nn.Conv2d(3, 4, (1, 7), padding=(0, 3)), nn.Conv2d(4, 4, (7, 1), padding=(3, 0)), nn.ReLU(True))
+        self.b2 = nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ReLU(True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(True)
+        )
+        self.b3 = nn.Sequential(
+            nn.Conv2d(3, 4, (1, 7), padding=(0, 3)),
+            nn.Conv2d(4, 4, (7, 1), padding=(3, 0)),
+            nn.ReLU(True),
+        )
         self.b4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), nn.Conv2d(3, 4, 1), nn.ReLU(True))
         self.fc = nn.Linear(18, 10)
 
@@ -269,7 +309,12 @@ class NetworkInNetwork(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             *(nn.Conv2d(3, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 8, 1), nn.ReLU()),
-            *(nn.MaxPool2d(3, 2, padding=1), nn.Dropout2d(0.5), nn.Conv2d(8, 10, 3, padding=1), nn.ReLU()),
+            *(
+                nn.MaxPool2d(3, 2, padding=1),
+                nn.Dropout2d(0.5),
+                nn.Conv2d(8, 10, 3, padding=1),
+                nn.ReLU(),
+            ),
             *(nn.AvgPool2d(16, 1), nn.Flatten()),
         )
 
@@ -281,7 +326,11 @@ class NetworkInNetwork(nn.Module):
 class AllConvolutional(nn.Module):
     def __init__(self):
         super().__init__()
-        self.c1, self.c2, self.c3 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 10, 1)
+        self.c1, self.c2, self.c3 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            nn.Conv2d(8, 10, 1),
+        )
 
     def forward(self, x):
         x = self.c1(x).relu()
@@ -321,7 +370,11 @@ class MaxFeatureMap(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c1, self.c2, self.fc = nn.Conv2d(3, 16, 5, 1, 2), nn.Conv2d(8, 16, 3, 1, 1), nn.Linear(512, 10)
+        self.c1, self.c2, self.fc = (
+            nn.Conv2d(3, 16, 5, 1, 2),
+            nn.Conv2d(8, 16, 3, 1, 1),
+            nn.Linear(512, 10),
+        )
 
     def mfm(self, x):
         out = torch.split(x, x.size(1) // 2, 1)
@@ -360,7 +413,16 @@ class HighResolution(nn.Module):
         self.branches = nn.ModuleList([BasicBlock(8, 8), BasicBlock(16, 16)])
         self.fuse = nn.ModuleList(
             [
-                nn.ModuleList([None, nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Upsample(scale_factor=2, mode="nearest"))]),
+                nn.ModuleList(
+                    [
+                        None,
+                        nn.Sequential(
+                            nn.Conv2d(16, 8, 1, bias=False),
+                            nn.BatchNorm2d(8),
+                            nn.Upsample(scale_factor=2, mode="nearest"),
+                        ),
+                    ]
+                ),
                 nn.ModuleList([cb(8, 16, 2), None]),
             ]
         )
@@ -384,7 +446,9 @@ class HighResolution(nn.Module):
 class SpatialTransformer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.loc = nn.Sequential(nn.Conv2d(3, 4, 7), nn.MaxPool2d(2, 2), nn.ReLU(True), nn.Flatten(), nn.Linear(676, 6))
+        self.loc = nn.Sequential(
+            nn.Conv2d(3, 4, 7), nn.MaxPool2d(2, 2), nn.ReLU(True), nn.Flatten(), nn.Linear(676, 6)
+        )
         self.conv, self.fc = nn.Conv2d(3, 4, 5), nn.Linear(4, 10)
 
     def forward(self, x):
@@ -456,7 +520,10 @@ class MlpMixerReLU(nn.Module):
     def __init__(self):
         super().__init__()
         self.patch = nn.Conv2d(3, 16, 8, 8)
-        self.alpha, self.beta = nn.Parameter(torch.rand(1, 1, 16) + 0.5), nn.Parameter(torch.randn(1, 1, 16) * 0.1)
+        self.alpha, self.beta = (
+            nn.Parameter(torch.rand(1, 1, 16) + 0.5),
+            nn.Parameter(torch.randn(1, 1, 16) * 0.1),
+        )
         self.token1, self.token2 = nn.Linear(16, 24), nn.Linear(24, 16)
         self.channel1, self.channel2, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 10)
 
@@ -484,7 +551,13 @@ class ConvMixerReLU(nn.Module):
             *(nn.Conv2d(3, 12, 4, 4), nn.ReLU(), nn.BatchNorm2d(12)),
             *[
                 nn.Sequential(
-                    self.Residual(nn.Sequential(nn.Conv2d(12, 12, 5, groups=12, padding="same"), nn.ReLU(), nn.BatchNorm2d(12))),
+                    self.Residual(
+                        nn.Sequential(
+                            nn.Conv2d(12, 12, 5, groups=12, padding="same"),
+                            nn.ReLU(),
+                            nn.BatchNorm2d(12),
+                        )
+                    ),
                     *(nn.Conv2d(12, 12, 1), nn.ReLU(), nn.BatchNorm2d(12)),
                 )
                 for _ in range(2)
@@ -502,7 +575,12 @@ class RandomChoices(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.block, self.fc, self.p = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4), 0.8
+        self.conv, self.block, self.fc, self.p = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 4),
+            0.8,
+        )
 
     def forward(self, x):
         if self.training:
@@ -543,7 +621,11 @@ class OddSizes(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             *(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
-            *(nn.Conv2d(6, 6, (3, 5), (1, 2), (0, 2)), nn.ReLU(), nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+            *(
+                nn.Conv2d(6, 6, (3, 5), (1, 2), (0, 2)),
+                nn.ReLU(),
+                nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+            ),
         )
         self.fc = nn.LazyLinear(4)
         self(torch.zeros(1, 3, 33, 31))
@@ -581,7 +663,11 @@ class Octave(nn.Module):
         super().__init__()
         self.h0, self.l0 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
         self.hh, self.hl = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
-        self.ll, self.lh, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1), nn.Linear(12, 10)
+        self.ll, self.lh, self.fc = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 8, 3, padding=1),
+            nn.Linear(12, 10),
+        )
 
     def forward(self, x):
         h, low = F.relu(self.h0(x)), F.relu(self.l0(F.avg_pool2d(x, 2)))
@@ -597,7 +683,10 @@ class FractalOfMeans(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, 2, 1)
-        self.paths, self.fc = nn.ModuleList(nn.Conv2d(8, 8, k, padding=k // 2) for k in (1, 3, 5)), nn.Linear(8, 10)
+        self.paths, self.fc = (
+            nn.ModuleList(nn.Conv2d(8, 8, k, padding=k // 2) for k in (1, 3, 5)),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x):
         x = F.relu(self.stem(x))
@@ -609,7 +698,11 @@ class FractalOfMeans(nn.Module):
 class SumOfList(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.paths, self.fc = nn.Conv2d(3, 8, 3, 2), nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3)), nn.Linear(8, 10)
+        self.stem, self.paths, self.fc = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3)),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x):
         x = F.relu(self.stem(x))
