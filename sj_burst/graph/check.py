@@ -1,6 +1,6 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..modules.pooling import MAX_POOLS
 from ..utils.copying import copied
 from ..utils.inference import evaluate
 from ..utils.outputs import tensors_of
-from .evaluate import depends_on_input, has_tensor, record, run_with_types
+from .evaluate import follows_values, has_tensor, record, run_with_types
 from .operators import (
     ACTIVATIONS,
     AFFINE_FUNCTIONS,
@@ -89,14 +89,22 @@ def check_supported(
             f"the network must return a tensor, or tuples, lists or dicts of tensors, it returned "
             f"{type(output).__name__}"
         )
-    depending = depends_on_input(gm)
-    wrong = _problems(gm, values, depending, known)
+    depending: set[fx.Node] = set()  # on the values of the input, not its sizes alone
+    for node in gm.graph.nodes:
+        if node.op != "output" and follows_values(node, values, depending):
+            depending.add(node)
+    wrong = {
+        n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
+    }
     # What should be ReLUs counts as such, so that all of it is named at once.
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
     after, before = _reached(gm, firing | asked), _reached(gm, firing | asked, backward=True)
     if direct:  # the others are held, and may multiply what varies
-        wrong = _problems(gm, values, depending & (firing | asked | after), known)
+        varying = depending & (firing | asked | after)
+        wrong = {
+            n: p for n, p in wrong.items() if p != REMEDIES["mul"] or _problem(gm, n, values, varying)
+        }
     problems = list(known.values())
     for node, problem in wrong.items():
         first = node not in after and node not in asked and not problem.endswith(_STATISTICS)
@@ -106,14 +114,6 @@ def check_supported(
         problems.append(problem_text(gm, node, _AFTER if last else problem))
     if problems:
         raise ValueError(unsupported_message(problems))
-
-
-def _problems(
-    gm: fx.GraphModule, values: dict[fx.Node, Any], varying: set[fx.Node], known: Container[fx.Node]
-) -> dict[fx.Node, str]:
-    """What is wrong with the nodes that are not known to be, if ``varying`` differ from step to step."""
-    found = {n: _problem(gm, n, values, varying) for n in gm.graph.nodes if n not in known}
-    return {node: problem for node, problem in found.items() if problem}
 
 
 def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:

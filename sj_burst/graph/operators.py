@@ -36,6 +36,8 @@ __all__ = [
     "assigned",
     "recorded",
     "same_size",
+    "samples_apart",
+    "samples_together",
 ]
 
 Kinds = tuple[type[nn.Module], ...]
@@ -90,6 +92,32 @@ def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x
 
 
+@recorded
+def samples_apart(x: Tensor, samples: int, merge: bool) -> Tensor:
+    """``[N·k, C, ...]`` as ``[N, C, k, ...]``, or, merged, as ``[N, k·C, ...]``.
+
+    Example:
+        >>> samples_apart(torch.zeros(6, 4, 5), 2, False).shape
+        torch.Size([2, 4, 3, 5])
+        >>> samples_apart(torch.zeros(6, 4, 5), 2, True).shape
+        torch.Size([2, 12, 5])
+    """
+    x = x.unflatten(0, (samples, len(x) // samples))
+    return x.flatten(1, 2) if merge else x.transpose(1, 2)
+
+
+@recorded
+def samples_together(x: Tensor, channels: int, merged: bool) -> Tensor:
+    """The inverse of :func:`samples_apart`, for so many channels C.
+
+    Example:
+        >>> samples_together(torch.zeros(2, 12, 5), 4, True).shape
+        torch.Size([6, 4, 5])
+    """
+    x = x.unflatten(1, (-1, channels)) if merged else x.transpose(1, 2)
+    return x.flatten(0, 1)
+
+
 # Activations that neurons take the place of, and what carries state from step to step.
 ACTIVATIONS: Kinds = (nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, BoundedActivation)
 FIRING: Kinds = (*ACTIVATIONS, *MAX_POOLS)
@@ -128,6 +156,7 @@ AFFINE_FUNCTIONS = {
     *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
     *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.fold, F.unfold, torch.channel_shuffle, same_size, assigned),
+    *(samples_apart, samples_together),
     *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
     *(operator.pos, torch.positive, torch.negative, torch.subtract, torch.rsub, torch.concatenate),

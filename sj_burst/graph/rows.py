@@ -4,29 +4,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .operators import ACTIVATIONS, recorded
+from .operators import ACTIVATIONS, samples_apart, samples_together
 from .trace import is_module
 
 __all__ = ["one_row_a_sample"]
-
-
-@recorded
-def samples_apart(x: Tensor, samples: int, merge: bool) -> Tensor:
-    """``[N·k, C, ...]`` as ``[N, C, k, ...]``, or, merged, as ``[N, k·C, ...]``.
-
-    Example:
-        >>> samples_apart(torch.zeros(6, 4, 5), 2, False).shape, samples_apart(torch.zeros(6, 4), 2, True).shape
-        (torch.Size([2, 4, 3, 5]), torch.Size([2, 12]))
-    """
-    x = x.unflatten(0, (samples, len(x) // samples))
-    return x.flatten(1, 2) if merge else x.transpose(1, 2)
-
-
-@recorded
-def samples_together(x: Tensor, rows: int, merged: bool) -> Tensor:
-    """The inverse of :func:`samples_apart`, for so many rows."""
-    x = x.unflatten(1, (rows // len(x), -1)) if merged else x.transpose(1, 2)
-    return x.flatten(0, 1)
 
 
 _POOLS = (
@@ -59,12 +40,12 @@ def one_row_a_sample(gm: fx.GraphModule, values: dict[fx.Node, Any], samples: in
             continue
         with gm.graph.inserting_before(node):
             count = gm.graph.call_method("size", (source, 0))
-            rows = gm.graph.call_method("size", (node.args[0], 0))
             apart = gm.graph.call_function(samples_apart, (node.args[0], count, pools))
         node.args = (apart,)
         with gm.graph.inserting_after(node):
-            together = gm.graph.call_function(samples_together, (node, rows, pools))
+            together = gm.graph.call_function(samples_together, (node, x.shape[1], pools))
         node.replace_all_uses_with(together, delete_user_cb=lambda user, made=together: user is not made)
-        for made in (count, rows, apart, together):
+        values[together] = values[node]
+        for made in (count, apart, together):
             made.meta = dict(node.meta)
     gm.recompile()

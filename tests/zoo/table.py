@@ -64,7 +64,8 @@ Networks with random weights, each layer scaled to unit variance and each BatchN
 its own, are converted with `threshold="mse"`, `calibration="none"` for one step of Γ = 16 and of 256
 levels, and with θ = maximum/Γ for one and four steps of Γ = 2^20. The error is that of the worst output,
 relative to its spread over the batch, on three of the four samples that the thresholds were fitted on.
-*Converts* means that the last two errors are below 1 %. What may be refused is decided by an oracle (`tests/zoo/oracle.py`)
-that looks at torch's own operations: a product of two activations, a normalisation by the sample, an
-activation other than sums of ReLUs between two neurons. Made by `python -m tests.zoo`.
+*Converts* means that the last two errors are below 1 %. What may be refused is decided by an oracle
+(`tests/zoo/oracle.py`) that looks at torch's own operations: a product of two activations, a
+normalisation by the sample, an activation other than sums of ReLUs between two neurons. *Read-out* is
+what is refused only for operations after the last neuron, as a softmax. Made by `python -m tests.zoo`.
 """

@@ -168,7 +168,7 @@ class SharedWeights(_Net):
 class ActivationByName(_Net):
     def __init__(self):
         super().__init__()
-        self.act = getattr(F, "relu")
+        self.act = F.relu
         self.last = functools.partial(F.leaky_relu, negative_slope=0.1)
 
     def forward(self, x):
