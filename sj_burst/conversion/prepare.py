@@ -1,6 +1,5 @@
 """From a network to a checked and fused graph of plain modules."""
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from ..graph.trace import activation_names, copy_with_plain_weights, unwrapped
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
+from ..utils.copying import copied
 from ..utils.inference import evaluate
 from ..utils.inputs import join, map_floats
 from ..utils.outputs import map_tensors, tensors_of
@@ -70,7 +70,7 @@ def prepare(ann: nn.Module, x: Any, compare: bool = True, direct: bool = True) -
     dtypes = {name: tensor.dtype for name, tensor in gm.state_dict().items()}
     gm, precise = in_double(gm, x)  # once for all checks, and for folding
     if compare:
-        ann = _in_double(copy.deepcopy(ann).to(tensors[0].device), x)  # with its hooks
+        ann = _in_double(copied(ann).to(tensors[0].device), x)  # with its hooks
         check_batch_independent(gm, precise)
         check_equal(
             gm, ann, join([x, map_tensors(lambda t: t[:1], x)])

@@ -1,6 +1,5 @@
 """Refuse what would convert to a silently wrong network, with every reason at once."""
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -13,10 +12,11 @@ from torch import Tensor, fx, nn
 from ..modules.encoding import CompensatedRateEncoder
 from ..modules.pooling import MAX_POOLS
 from ..modules.temporal import TemporalModule
+from ..utils.copying import copied
 from ..utils.inference import evaluate
 from ..utils.inputs import call, join, map_floats, rows
 from ..utils.outputs import map_tensors, tensors_of
-from .evaluate import depends_on_input, evaluate_node, has_tensor, record, run_with_types
+from .evaluate import depends_on_input, evaluate_node, follows_values, has_tensor, record, run_with_types
 from .operators import (
     ACTIVATIONS,
     AFFINE_FUNCTIONS,
@@ -25,8 +25,10 @@ from .operators import (
     COMPOUND,
     DIVISIONS,
     FIRING,
+    HELD_ARGUMENTS,
     PRODUCT_METHODS,
     PRODUCTS,
+    SUMS_OF_PRODUCTS,
     WEIGHTED,
     WEIGHTED_CALLS,
 )
@@ -130,7 +132,10 @@ def _problems(
     gm: fx.GraphModule, values: dict[fx.Node, Any], known: Mapping[fx.Node, str], direct: bool
 ) -> tuple[list[str], set[fx.Node]]:
     """What no spiking network can compute, with the reasons; and what may be left to a read-out."""
-    depending = depends_on_input(gm)
+    depending: set[fx.Node] = set()  # on the values of the input, not its sizes alone
+    for node in gm.graph.nodes:
+        if node.op != "output" and follows_values(node, values, depending):
+            depending.add(node)
     wrong = {
         n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
     }
@@ -139,6 +144,11 @@ def _problems(
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
     sources = firing if direct else firing | {n for n in gm.graph.nodes if n.op == "placeholder"}
     varying, after = _reached(gm, sources), _reached(gm, firing | asked)
+    if direct:  # the others are held, and may multiply what varies
+        changing = depending & (firing | asked | after)
+        wrong = {
+            n: p for n, p in wrong.items() if p != REMEDIES["mul"] or _problem(gm, n, values, changing)
+        }
     bent = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
     readout = {n for n in bent | _reached(gm, bent) if n.op != "output"}
     refused = _hidden(gm, readout, firing | asked)
@@ -174,11 +184,11 @@ def _has_weights(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _is_random(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Whether a node returns something else when it is asked again."""
 
-    def copied(n: fx.Node) -> Any:
+    def cloned(n: fx.Node) -> Any:
         return map_tensors(torch.clone, values[n])
 
     with torch.random.fork_rng(devices=[]):
-        first, second = (evaluate_node(gm, node, copied) for _ in range(2))
+        first, second = (evaluate_node(gm, node, cloned) for _ in range(2))
     pairs = zip(tensors_of(first).values(), tensors_of(second).values(), strict=True)
     return not all(_close(a, b, 1e-3) for a, b in pairs)
 
@@ -235,25 +245,33 @@ def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -
 
 
 def _problem(
-    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], depending: set[fx.Node]
+    gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], varying: set[fx.Node]
 ) -> str | None:
     """What is wrong with one node, or None."""
-    if node not in depending:
+    if node not in varying:
         return None
     if node.op == "call_module":
         return _module_problem(gm.get_submodule(str(node.target))) or _shape_problem(gm, node, values)
-    operands = [n for n in node.all_input_nodes if n in depending and isinstance(values[n], Tensor)]
+    operands = [n for n in node.all_input_nodes if n in varying and isinstance(values[n], Tensor)]
     if node.op not in ("call_function", "call_method") or not has_tensor(values[node]):
         return None
-    if not operands and not any(n in depending and has_tensor(values[n]) for n in node.all_input_nodes):
+    if not operands and not any(n in varying and has_tensor(values[n]) for n in node.all_input_nodes):
         return None  # of sizes alone
     if _rounds(node, operands, values):
         return "it rounds, which a rate does not pass; leave the rounding out"
     products = PRODUCTS if node.op == "call_function" else PRODUCT_METHODS
     if node.target in products:
-        several = len(operands) > 1 or _occurrences(node, operands) > 1
+        several = _occurrences((node.args, node.kwargs), operands) > 1
         divisor = node.target in DIVISIONS and (not node.args or node.args[0] not in operands)
         return REMEDIES["mul"] if several or divisor else None
+    if node.target in SUMS_OF_PRODUCTS:
+        factors = (node.args[1:], {k: v for k, v in node.kwargs.items() if k != "input"})
+        return REMEDIES["mul"] if _occurrences(factors, operands) > 1 else None
+    if node.target in HELD_ARGUMENTS:
+        held = (node.args[HELD_ARGUMENTS[node.target] :], node.kwargs)
+        return REMEDIES["mul"] if _occurrences(held, operands) else None
+    if _is_structure(node.target):
+        return None
     affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS
     return None if node.target in affine else _remedy(describe(gm, node))
 
@@ -262,6 +280,7 @@ def _rounds(node: fx.Node, operands: list[fx.Node], values: dict[fx.Node, Any]) 
     """Whether a node makes integers of real numbers, in their type or by division."""
     value = values[node]
     casts = isinstance(value, Tensor) and not value.is_floating_point()
+    casts = casts and not value.is_complex()
     real = any(values[n].is_floating_point() for n in operands)
     return node.kwargs.get("rounding_mode") is not None or (casts and real)
 
@@ -288,8 +307,16 @@ def _remedy(name: str) -> str:
     return next((text for key, text in REMEDIES.items() if key in name), _DEFAULT_REMEDY)
 
 
-def _occurrences(node: fx.Node, operands: list[fx.Node]) -> int:
-    return sum(argument in operands for argument in (*node.args, *node.kwargs.values()))
+def _occurrences(arguments: Any, operands: list[fx.Node]) -> int:
+    """How often operands stand in arguments, in lists of them too, as in ``einsum(..., [x, x])``."""
+    leaves: list[Any] = []
+    fx.node.map_aggregate(arguments, leaves.append)
+    return sum(leaf in operands for leaf in leaves if isinstance(leaf, fx.Node))
+
+
+def _is_structure(target: object) -> bool:
+    """Whether a call makes a named tuple."""
+    return isinstance(target, type) and issubclass(target, tuple)
 
 
 @torch.no_grad()
@@ -318,8 +345,7 @@ def check_batch_independent(gm: fx.GraphModule, x: Any) -> None:
         ValueError: mean (Tensor.mean) mixes the samples of a batch, which ...
     """
     gm, x = in_double(gm, x)
-    # Other samples, even if those of the batch are alike.
-    others = map_floats(lambda t: t / 2, map_tensors(lambda t: t.flip(0).roll(1, -1), x))
+    others = _other_samples(gm, x)
     places = [n for n in gm.graph.nodes if n.op == "output" or is_module(gm, n, FIRING)]
     wanted = {n for place in places for n in (place, *place.all_input_nodes)}
     types: set[torch.dtype] = set()
@@ -351,6 +377,16 @@ def check_batch_independent(gm: fx.GraphModule, x: Any) -> None:
                 "sample's result depend on that sample alone"
             )
             raise ValueError(f"{place_of(gm, culprit)} {problem}")
+
+
+def _other_samples(gm: fx.GraphModule, x: Any) -> Any:
+    """Samples unlike those of ``x``, even if these are alike; their order, if none else will do."""
+    rolled = map_floats(lambda t: t / 2, map_tensors(lambda t: t.flip(0).roll(1, -1), x))
+    try:
+        call(gm, map_tensors(torch.clone, rolled))
+    except (RuntimeError, IndexError):  # columns of different kinds, categories among them
+        return map_tensors(lambda t: t.flip(0), x)
+    return rolled
 
 
 def _first_mixing(gm: fx.GraphModule, x: Any, others: Any, rounding: float) -> fx.Node:
@@ -435,7 +471,7 @@ def doubled(net: Any) -> Any:
     tensors = (*net.parameters(), *net.buffers())
     if all(t.dtype == torch.float64 for t in tensors if t.is_floating_point()):
         return net
-    return copy.deepcopy(net).double()
+    return copied(net).double()
 
 
 @torch.no_grad()

@@ -5,11 +5,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .evaluate import evaluate_node
 
-__all__ = ["Absolute", "AtLeast", "AtMost", "Between", "HardSigmoid", "find_maxima", "find_relus"]
+__all__ = [
+    "Absolute",
+    "AtLeast",
+    "AtMost",
+    "Between",
+    "HardSigmoid",
+    "Largest",
+    "find_maxima",
+    "find_relus",
+]
 
 
 class AtLeast(nn.Module):
@@ -80,6 +90,27 @@ class Absolute(nn.Module):
         return self.positive(x) + self.negative(-x)
 
 
+class Largest(nn.Module):
+    """The maximum over a dimension, by max(a, b) = a + ReLU(b − a).
+
+    Example:
+        >>> Largest(1, 3)(torch.tensor([[1.0, 3.0, 2.0]])).tolist()
+        [3.0]
+    """
+
+    def __init__(self, dim: int, size: int, keepdim: bool = False) -> None:
+        super().__init__()
+        self.dim, self.size, self.keepdim = dim, size, keepdim
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape with this dimension."""
+        largest = x.select(self.dim, 0)
+        for i, relu in enumerate(self.relus, 1):
+            largest = largest + relu(x.select(self.dim, i) - largest)
+        return largest.unsqueeze(self.dim) if self.keepdim else largest
+
+
 class HardSigmoid(nn.Module):
     """clip(x + 3, 0, 6) / 6.
 
@@ -101,7 +132,7 @@ def find_relus(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
     """Write ReLUs that are spelt in other words as ``relu``, in place.
 
     These are ``where(x > 0, x, 0)``, ``x.masked_fill(x < 0, 0)``, ``maximum(x, 0)``, and
-    ``x * (x > 0)``.
+    ``x * (x > 0)``; ``where(x > 0, x, 0.1 * x)`` becomes ``leaky_relu``.
 
     Args:
         gm: a traced graph.
@@ -115,10 +146,15 @@ def find_relus(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> None:
     """
     for node in list(gm.graph.nodes):
         source = next((s for s in (find(gm, node) for find in _SPELLINGS) if s is not None), None)
+        slope: Any = None
+        if source is None:
+            source, slope = _leaky_where(gm, node)
         if source is None or _broadcast(values, source, node):
             continue
         with gm.graph.inserting_before(node):
             relu = gm.graph.call_function(torch.relu, (source,))
+            if slope is not None:
+                relu.target, relu.args = F.leaky_relu, (source, slope)
         relu.meta = dict(node.meta)
         if node in values:
             values[relu] = values[node]
@@ -183,6 +219,19 @@ def _where(gm: fx.GraphModule, node: fx.Node) -> Any:
     if _is_zero(gm, no) and _compared(gm, condition, "gt", "ge") is yes:
         return yes
     return no if _is_zero(gm, yes) and _compared(gm, condition, "lt", "le") is no else None
+
+
+def _leaky_where(gm: fx.GraphModule, node: fx.Node) -> tuple[Any, Any]:
+    """The source and slope of ``where(x > 0, x, slope * x)``."""
+    if not _named(node, "where") or len(node.args) != 3:
+        return None, None
+    condition, yes, no = node.args
+    if not _named(no, "mul") or _compared(gm, condition, "gt", "ge") is not yes:
+        return None, None
+    others = [factor for factor in no.args if factor is not yes]  # type: ignore[union-attr]
+    if len(others) == 1 and isinstance(others[0], int | float):
+        return yes, float(others[0])
+    return None, None
 
 
 def _masked_fill(gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -259,6 +308,8 @@ def _values_only(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     def is_value(user: fx.Node) -> bool:
         return (user.target, user.args[1]) in ((operator.getitem, 0), (getattr, "values"))
 
+    for unread in [user for user in node.users if not user.users]:  # as in x, _ = x.max(1)
+        gm.graph.erase_node(unread)
     readers = list(node.users)
     if not all(map(is_value, readers)):
         return

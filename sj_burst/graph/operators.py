@@ -25,16 +25,20 @@ __all__ = [
     "DROPOUTS",
     "ELEMENTWISE",
     "FIRING",
+    "HELD_ARGUMENTS",
     "OUT_OF_PLACE",
     "PRODUCTS",
     "PRODUCT_METHODS",
     "SUMS",
+    "SUMS_OF_PRODUCTS",
     "TRANSPOSED_CONVOLUTIONS",
     "WEIGHTED",
     "WEIGHTED_CALLS",
     "assigned",
     "recorded",
     "same_size",
+    "samples_apart",
+    "samples_together",
 ]
 
 Kinds = tuple[type[nn.Module], ...]
@@ -89,6 +93,32 @@ def same_size(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x
 
 
+@recorded
+def samples_apart(x: Tensor, samples: int, merge: bool) -> Tensor:
+    """``[N·k, C, ...]`` as ``[N, C, k, ...]``, or, merged, as ``[N, k·C, ...]``.
+
+    Example:
+        >>> samples_apart(torch.zeros(6, 4, 5), 2, False).shape
+        torch.Size([2, 4, 3, 5])
+        >>> samples_apart(torch.zeros(6, 4, 5), 2, True).shape
+        torch.Size([2, 12, 5])
+    """
+    x = x.unflatten(0, (samples, len(x) // samples))
+    return x.flatten(1, 2) if merge else x.transpose(1, 2)
+
+
+@recorded
+def samples_together(x: Tensor, channels: int, merged: bool) -> Tensor:
+    """The inverse of :func:`samples_apart`, for so many channels C.
+
+    Example:
+        >>> samples_together(torch.zeros(2, 12, 5), 4, True).shape
+        torch.Size([6, 4, 5])
+    """
+    x = x.unflatten(1, (-1, channels)) if merged else x.transpose(1, 2)
+    return x.flatten(0, 1)
+
+
 # Activations that neurons take the place of, and what carries state from step to step.
 ACTIVATIONS: Kinds = (nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, BoundedActivation)
 FIRING: Kinds = (*ACTIVATIONS, *MAX_POOLS)
@@ -132,15 +162,38 @@ AFFINE_FUNCTIONS = {
     *(torch.flip, torch.roll, torch.movedim, torch.clone, torch.index_select, torch.tile),
     *(F.pad, F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.fold, F.unfold, torch.channel_shuffle, same_size, assigned),
-    *(torch.broadcast_to, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(samples_apart, samples_together),
+    *(torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, getattr, torch.zeros_like),
+    *(operator.pos, torch.positive, torch.negative, torch.subtract, torch.rsub, torch.concatenate),
+    *(torch.cumsum, torch.diff, torch.diagonal, torch.diag_embed, torch.trace, torch.tril, torch.triu),
+    *(torch.broadcast_to, torch.broadcast_tensors, torch.ravel, torch.repeat_interleave),
+    *(torch.unbind, torch.tensor_split, torch.hsplit, torch.vsplit, torch.dsplit, torch.unsafe_chunk),
+    *(torch.hstack, torch.vstack, torch.dstack, torch.column_stack, torch.atleast_2d, torch.atleast_3d),
+    *(torch.fliplr, torch.flipud, torch.rot90, torch.moveaxis, torch.swapaxes, torch.swapdims),
+    # Of elements: which ones, is no matter of spikes.
+    *(torch.where, torch.masked_fill, torch.gather, torch.take_along_dim, torch.index_add),
+    *(torch.index_copy, torch.index_fill, torch.scatter, torch.scatter_add, torch.index_put),
+    # Complex numbers are pairs of real ones.
+    *(torch.view_as_real, torch.view_as_complex, torch.complex, torch.real, torch.imag, torch.conj),
+    *(
+        getattr(torch.fft, f"{kind}fft{dims}")
+        for kind in ("", "i", "r", "ir")
+        for dims in ("", "2", "n")
+    ),
+    *(torch.fft.fftshift, torch.fft.ifftshift),
 }
 AFFINE_METHODS = {
     *("add", "add_", "sub", "sub_", "neg", "view", "reshape", "flatten", "unflatten", "permute"),
     *("transpose", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split", "contiguous", "clone"),
     *("expand", "expand_as", "repeat", "narrow", "select", "flip", "roll", "movedim", "detach"),
     *("to", "float", "size", "dim", "t", "view_as", "reshape_as", "index_select", "tile", "new_zeros"),
-    *("new_ones", "broadcast_to"),
+    *("new_ones", "double", "half", "bfloat16", "type", "type_as", "positive", "negative", "subtract"),
+    *("cumsum", "diff", "diagonal", "diag_embed", "trace", "tril", "triu", "broadcast_to", "ravel"),
+    *("repeat_interleave", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "unfold", "fliplr"),
+    *("flipud", "rot90", "moveaxis", "swapaxes", "swapdims", "where", "masked_fill", "gather"),
+    *("take_along_dim", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "index_put"),
+    *("view_as_real", "view_as_complex", "conj"),
 }
 # Linear in one operand when the others do not depend on the input.
 PRODUCTS = {
@@ -148,9 +201,24 @@ PRODUCTS = {
     *(torch.mul, torch.div, torch.matmul, torch.bmm, torch.einsum, F.linear),
     *(F.conv1d, F.conv2d, F.conv3d),
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.multiply, torch.divide, torch.true_divide, torch.mm, torch.mv, torch.tensordot, torch.kron),
+    *(torch.inner, torch.outer, torch.dot, F.bilinear),
 }
-PRODUCT_METHODS = {"mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide"}
-DIVISIONS = {operator.truediv, operator.itruediv, torch.div, "div", "div_", "true_divide"}
+PRODUCT_METHODS = {
+    *("mul", "mul_", "div", "div_", "matmul", "bmm", "true_divide", "multiply", "divide", "mm", "mv"),
+    *("inner", "outer", "dot", "kron"),
+}
+# Sums of the first argument and the product of the next two.
+SUMS_OF_PRODUCTS = {
+    *(torch.addmm, torch.addmv, torch.addbmm, torch.baddbmm, torch.addcmul),
+    *("addmm", "addmv", "addbmm", "baddbmm", "addcmul"),
+}
+# Linear in the others if the argument at this place does not depend on the spikes.
+HELD_ARGUMENTS = {F.grid_sample: 1, torch.lerp: 2, "lerp": 2}
+DIVISIONS = {
+    *(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide),
+    *("div", "div_", "divide", "true_divide"),
+}
 # Products whose other operand is a weight.
 WEIGHTED_CALLS = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, "matmul", "bmm"),

@@ -1,11 +1,13 @@
 """Rewrite a network to a graph in which every activation and pooling is a module of its own."""
 
+import dataclasses
 import re
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..modules.pooling import MaxOver
 from ..utils.inference import evaluate
 from ..utils.inputs import bind, join, rows
 from ..utils.outputs import map_tensors, tensors_of
@@ -14,12 +16,13 @@ from .batch import follow_batch
 from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .channels import keep_channels_first
 from .check import check_equal, check_same
-from .composites import find_maxima, find_relus
+from .composites import Largest, find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, follows_values, record, run_with_types
-from .operators import OUT_OF_PLACE, same_size
+from .operators import ACTIVATIONS, OUT_OF_PLACE, same_size
 from .padding import fold_padding
-from .trace import TAKE_SIZES, call_sites, problem_text, trace, unsupported_message, unwrapped
+from .rows import one_row_a_sample
+from .trace import TAKE_SIZES, call_sites, is_module, problem_text, trace, unsupported_message, unwrapped
 
 __all__ = ["rewrite", "standardize"]
 
@@ -89,6 +92,8 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     find_maxima(gm, values)
     problems = calls_to_modules(gm, values)
     problems |= fold_padding(gm, values)
+    maxima_fire(gm, values)
+    one_row_a_sample(gm, record(gm, x), rows(x))
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
     keep_channels_first(gm, values)
@@ -96,6 +101,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     free_the_layout(gm)
     free_the_batch(gm, values)
     drop_identities(gm, x)
+    name_outputs(gm)
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.graph.lint()
@@ -194,6 +200,21 @@ def calls_to_modules(gm: fx.GraphModule, values: Values) -> dict[fx.Node, str]:
         if replacement is not None:
             following.add(_replace(gm, node, replacement, values))
     return problems
+
+
+def maxima_fire(gm: fx.GraphModule, values: Values) -> None:
+    """In a network whose only activations are maxima over a dimension, write them as sums of ReLUs."""
+    maxima = [n for n in gm.graph.nodes if is_module(gm, n, MaxOver)]
+    if any(is_module(gm, n, ACTIVATIONS) for n in gm.graph.nodes):
+        return
+    for node in maxima:
+        pool: Any = gm.get_submodule(str(node.target))
+        shape = values[node.args[0]].shape
+        if len(pool.dims) == 1 and 1 < shape[pool.dims[0]] <= _FEW:
+            _replace(gm, node, Largest(pool.dims[0], shape[pool.dims[0]], pool.keepdim), values)
+
+
+_FEW = 8  # of which the maximum is taken; more would be a deep chain of neurons
 
 
 def _source(node: fx.Node) -> Any:
@@ -347,6 +368,37 @@ def drop_identities(gm: fx.GraphModule, x: Any) -> None:
         if drop:
             node.replace_all_uses_with(first)
             gm.graph.erase_node(node)
+
+
+def name_outputs(gm: fx.GraphModule) -> None:
+    """A dataclass as a dict, and a named tuple as a tuple: what a converted network returns."""
+    for node in list(gm.graph.nodes):
+        kind: Any = node.target if node.op == "call_function" else None
+        if not isinstance(kind, type):
+            continue
+        if dataclasses.is_dataclass(kind):
+            names = [field.name for field in dataclasses.fields(kind)]
+            value: Any = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
+            given = dict(zip(kind._fields, node.args, strict=False)) | dict(node.kwargs)
+            value = tuple(given.get(name) for name in kind._fields)
+        else:
+            continue
+        for user in [user for user in node.users if user.op == "output"]:
+            user.args = _put_in_place(user.args, node, value)
+        if not node.users:
+            gm.graph.erase_node(node)
+
+
+def _put_in_place(argument: Any, node: fx.Node, value: Any) -> Any:
+    """An argument of nested tuples, lists and dicts with a value in the place of a node."""
+    if argument is node:
+        return value
+    if isinstance(argument, list | tuple):
+        return type(argument)(_put_in_place(part, node, value) for part in argument)
+    if isinstance(argument, dict):
+        return {key: _put_in_place(part, node, value) for key, part in argument.items()}
+    return argument
 
 
 _KNOWN_HOMES = {"torch", "_operator", "operator", "builtins", "math", "sj_burst", ""}

@@ -1,6 +1,5 @@
 """Tracing a network, and evaluating a traced graph node by node."""
 
-import copy
 import functools
 import inspect
 import os
@@ -13,8 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+from ..utils.copying import copied
 from ..utils.exclusive import CONVERTING
 from ..utils.inference import evaluate
 from ..utils.outputs import map_tensors
@@ -35,29 +37,27 @@ __all__ = [
 
 
 def copy_with_plain_weights(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode whose weights are plain parameters, without parametrizations.
+    """A deep copy in eval mode whose weights are plain parameters: no parametrization, norm or pruning.
 
     Modules inside ``DataParallel`` and the like stand in their place, and BatchNorm in that of a
     ``FrozenBatchNorm2d``, which is one without a training mode.
 
     Raises:
-        ValueError: if the network cannot be copied, or computes weights in hooks; names all layers.
+        ValueError: if the network cannot be copied, or computes weights in hooks of its own; names all
+            such layers.
     """
-    remedy = (
-        "make such weights plain first, with torch.nn.utils.prune.remove(module, 'weight'), "
-        "torch.nn.utils.remove_weight_norm(module) or remove_spectral_norm(module)"
-    )
-    if hooked := [name or "the network" for name, m in model.named_modules() if _computes_weights(m)]:
-        raise ValueError(f"{', '.join(hooked)}: weights are computed in a hook; {remedy}")
-    try:
-        model = copy.deepcopy(model).eval()
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied ({error}); {remedy}") from error
+    model = copied(model).eval()
     for module in list(model.modules()):
         for name, child in module._modules.items():
             module._modules[name] = child and _unfrozen(unwrapped(child))
         if parametrize.is_parametrized(module):
             _drop_parametrizations(module)
+        _drop_weight_hooks(module)
+    if hooked := [name or "the network" for name, m in model.named_modules() if _computes_weights(m)]:
+        raise ValueError(
+            f"{', '.join(hooked)}: weights are computed in a hook; make such weights plain parameters "
+            "first"
+        )
     return model
 
 
@@ -71,11 +71,30 @@ def _unfrozen(module: nn.Module) -> nn.Module:
     return norm.to(state["weight"].device, state["weight"].dtype).eval()
 
 
+# How pruning, and the older weight and spectral norm, compute a weight before every call.
+_WEIGHT_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+
+
+@torch.no_grad()
+def _drop_weight_hooks(module: Any) -> None:
+    """Keep what such hooks compute, and nothing else of them."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if not isinstance(hook, _WEIGHT_HOOKS):
+            continue
+        hook(module, ())  # of the parameters as they are now
+        name = getattr(hook, "_tensor_name", None) or hook.name  # type: ignore[union-attr]
+        value = getattr(module, name).detach().clone()
+        del module._forward_pre_hooks[key]
+        delattr(module, name)
+        for made in [f"{name}{end}" for end in ("_orig", "_mask", "_g", "_v", "_u")]:
+            module._parameters.pop(made, None)
+            module._buffers.pop(made, None)
+        module.register_parameter(name, nn.Parameter(value))
+
+
 def _computes_weights(module: nn.Module) -> bool:
-    """Whether a hook makes a tensor of the module from parameters: pruning and the older norms."""
-    made = {name for name, value in vars(module).items() if isinstance(value, Tensor)}
-    sources = (name + suffix for name in made for suffix in ("_orig", "_g"))
-    return "weight" in made or any(source in module._parameters for source in sources)
+    """Whether a hook makes the weight of a module from something else."""
+    return isinstance(vars(module).get("weight"), Tensor)
 
 
 def _drop_parametrizations(module: Any) -> None:
@@ -227,23 +246,29 @@ TAKE_SIZES = {
 }
 
 
+_METHODS_OF_SIZES = ("expand", "repeat", "tile", "view", "reshape", "narrow", "new_zeros", "new_ones")
+
+
 @contextmanager
 def _sizes_as_arguments() -> Iterator[None]:
     """Record calls of such functions, like any other, while a network is traced."""
-    found = [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
+    found: list[tuple[Any, str]] = [(torch, name) for name in _OF_SIZES]
+    found += [(module, name) for module in (torch, F) for name in TAKE_SIZES & vars(module).keys()]
     found.append((F, "interpolate"))  # of a parameter to the size of the input
-    found += [(torch, name) for name in _OF_SIZES]
+    found += [(Tensor, name) for name in _METHODS_OF_SIZES]  # of a buffer, likewise
     originals = [getattr(module, name) for module, name in found]
+    inherited = [name not in vars(module) for module, name in found]
     try:
         for (module, name), function in zip(found, originals, strict=True):
-            setattr(module, name, (_computed if name in _OF_SIZES else _recorded)(function))
+            call = _computed(function) if name in _OF_SIZES else _recorded(function, module is Tensor)
+            setattr(module, name, call)
         yield
     finally:
-        for (module, name), function in zip(found, originals, strict=True):
-            setattr(module, name, function)
+        for (module, name), function, own in zip(found, originals, inherited, strict=True):
+            delattr(module, name) if own else setattr(module, name, function)
 
 
-def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(function: Callable[..., Any], method: bool = False) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves: list[Any] = []
@@ -251,7 +276,8 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         traced = next((leaf for leaf in leaves if isinstance(leaf, fx.Proxy)), None)
         if traced is None:
             return function(*args, **kwargs)
-        return traced.tracer.create_proxy("call_function", function, args, kwargs)
+        kind, target = ("call_method", function.__name__) if method else ("call_function", function)
+        return traced.tracer.create_proxy(kind, target, args, kwargs)
 
     return call
 

@@ -1,5 +1,6 @@
-"""Outputs of any nesting: tuples, lists and dicts of tensors."""
+"""Outputs of any nesting: tuples, lists, dicts and dataclasses of tensors."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ class RunningMean:
 
 
 def tensors_of(value: Any) -> dict[tuple[Any, ...], Tensor]:
-    """The tensors of a value by the keys and indices that lead to them, in order.
+    """The tensors of a value by the keys, indices and names of fields that lead to them, in order.
 
     Example:
         >>> list(tensors_of({"a": torch.zeros(1), "b": [torch.ones(1)]}))
@@ -100,6 +101,8 @@ def tensors_of(value: Any) -> dict[tuple[Any, ...], Tensor]:
     """
     if isinstance(value, Tensor):
         return {(): value}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     items: Any = ()
     if isinstance(value, Mapping):
         items = value.items()

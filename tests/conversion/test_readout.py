@@ -271,7 +271,8 @@ class Masked(nn.Module):
         n, length, _ = x.shape
         empty = (x == 0).all(2)
         h = F.relu(self.fc(F.relu(self.embed(x))))
-        weights = self.score(h).view(n, length).masked_fill(empty, float("-inf")).softmax(1)
+        weights = self.score(h).view(n, length).exp().masked_fill(empty, 0)
+        weights = weights / weights.sum(1, keepdim=True)
         return (weights.unsqueeze(2) * h).sum(1), weights
 
 

@@ -107,13 +107,47 @@ class Frames(nn.Module):
         return self.out(F.relu(self.hidden(x)).flatten(0, 1))
 
 
-@pytest.mark.parametrize(
-    ("ann", "shape", "name"),
-    [(Crops(), (5, 3, 8, 8), r"net\.1 \(ReLU module\)"), (Frames(), (5, 7), "the network")],
-)
-def test_more_rows_than_samples_are_refused(convert, ann, shape, name):
-    with pytest.raises(ValueError, match=f"{name} returns .* for a batch of 2"):
-        convert(ann, [torch.randn(4, *shape)])
+def test_more_rows_than_samples_in_the_output_are_refused(convert):
+    with pytest.raises(ValueError, match=r"the network returns .* for a batch of 2"):
+        convert(Frames(), [torch.randn(4, 5, 7)])
+
+
+class PooledCrops(Crops):
+    """With slopes for each channel, and max-pooling, of maps that overlap."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            *(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3)),
+        )
+        nn.init.uniform_(self.net[1].weight, -0.5, 0.5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("kind", [Crops, PooledCrops])
+def test_rows_of_crops_are_samples_of_their_own(convert, kind, backend):
+    ann, x = kind(), torch.randn(4, 5, 3, 8, 8)
+    snn = convert(ann, [x], **EXACT)
+    set_backend(snn, backend)
+    assert_converges(snn, ann, x)
+    assert_converges(snn, ann, torch.cat([x, x[:1]]))
+    calibrated = convert(ann, [x], time_steps=8, max_spikes=4)
+    assert_converges(calibrated, ann, x, steps=8, tolerance=0.2)
+    assert report(calibrated, ann, [x]).layers
+    assert simulate(calibrated, [x], 8, progress=False).output.shape == (4, 3)
+
+
+def test_crops_that_come_first_are_refused(convert):
+    """The rows of a sample do not follow each other."""
+
+    class First(Crops):
+        def forward(self, x):
+            n, crops = x.shape[:2]
+            return self.net(x.transpose(0, 1).flatten(0, 1)).view(crops, n, -1).mean(0)
+
+    with pytest.raises(ValueError, match="mixes the samples of a batch"):
+        convert(First(), [torch.randn(4, 5, 3, 8, 8)])
 
 
 def test_more_rows_between_two_layers_are_no_harm(convert):

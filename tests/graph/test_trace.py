@@ -26,14 +26,16 @@ def test_parametrized_weights_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("run", [True, False])
-def test_weights_computed_in_hooks_are_refused(run):
+def test_weights_computed_in_hooks_of_torch_become_plain(run):
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     prune.l1_unstructured(net[0], "weight", 0.5)
     x = torch.rand(2, 3)
     with torch.set_grad_enabled(run):
         net(x)
-    with pytest.raises(ValueError, match=r"prune.remove\(module, 'weight'\)"):
-        standardize(net, x)
+    gm = standardize(net, x)
+    assert torch.equal(gm(x), net(x))
+    assert (gm.get_submodule("0").weight == 0).sum() == 4
+    assert prune.is_pruned(net)
 
 
 def test_untraceable_and_multi_input_networks():
