@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..options import Options
 from .layer_report import PARTS, LayerReport
@@ -16,7 +16,7 @@ class Advice:
     """An option to change, its new value, and why.
 
     Attributes:
-        part: which of ``PARTS`` it addresses.
+        part: which of ``PARTS`` it addresses, or ``"levels"`` or ``"unevenness"`` of the output.
         layer: where that part is largest.
         option: name of an option of the recipe.
         value: what to set it to.
@@ -33,12 +33,30 @@ class Advice:
         return f"{self.option}={self.value!r}: {self.reason}"
 
 
+class OutputError(NamedTuple):
+    """What the network's answer lost.
+
+    Attributes:
+        error: relative squared error.
+        levels: share of it that the quantised ANN has too; the rest is unevenness.
+    """
+
+    error: float = 0.0
+    levels: float = 0.0
+
+
 _OWN = PARTS[1:]  # what a layer adds itself
 _LEAST_SHARE = 0.1  # of what all layers add themselves; smaller causes get no advice
+_LEAST_OUTPUT_ERROR = 1e-2  # relative squared error of the answer below which it needs no mending
 _LEAST_ERROR = 1e-3  # mean over layers of the squared error below which nothing needs mending
 
 
-def advise(layers: list[LayerReport], options: Options, time_steps: int) -> list[Advice]:
+def advise(
+    layers: list[LayerReport],
+    options: Options,
+    time_steps: int,
+    output: OutputError = OutputError(),  # noqa: B008  (immutable)
+) -> list[Advice]:
     """One remedy for each cause that matters; what costs spikes or steps comes last."""
     sums = {part: sum(max(layer.parts[part], 0.0) for layer in layers) for part in PARTS}
     own = sum(sums[part] for part in _OWN)
@@ -57,10 +75,45 @@ def advise(layers: list[LayerReport], options: Options, time_steps: int) -> list
             option, value, reason = remedy
             where = f"{reason} ({part} error, largest in {worst.name!r})"
             advice.append(Advice(part, worst.name, option, value, where))
+    if output.error >= _LEAST_OUTPUT_ERROR:
+        advice += _for_output(layers, options, time_steps, output, {given.option for given in advice})
     return sorted(advice, key=lambda given: given.option in ("max_spikes", "time_steps"))
 
 
+def _for_output(
+    layers: list[LayerReport], options: Options, time_steps: int, output: OutputError, given: set[str]
+) -> list[Advice]:
+    """What would mend the answer, by what most of its error is of."""
+    neurons = [layer for layer in layers if layer.max_spikes is not None]
+    if not neurons:
+        return []
+    part = "levels" if output.levels >= 0.5 else "unevenness"
+    worst = max(neurons, key=lambda layer: getattr(layer, part) or 0.0)
+    remedies = _for_levels if part == "levels" else _for_unevenness
+    share = output.levels if part == "levels" else 1 - output.levels
+    for option, value, reason in remedies(options, worst, time_steps):
+        if option not in given:
+            where = f"{reason} ({100 * share:.0f} % of the output's error is of {part})"
+            return [Advice(part, worst.name, option, value, where)]
+    return []
+
+
 _Remedy = tuple[str, Any, str]
+
+
+def _for_levels(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    yield from _calibration(options, "weights that are fitted to the levels lose less by them")
+    yield from _more_spikes(options, layer, "the ANN needs more than these ΓT levels")
+    yield from _more_steps(time_steps)
+
+
+def _for_unevenness(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
+    if options.inactivated_spikes != "signed":
+        yield "inactivated_spikes", "signed", "let neurons take back spikes that came too early"
+    yield from _calibration(options, "fit every layer to the spikes of those before it")
+    if time_steps > 1:
+        yield from _more_spikes(options, layer, "the same levels in fewer steps are more even")
+    yield from _more_steps(time_steps)
 
 
 def _for_clipping(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:

@@ -35,6 +35,8 @@ class LayerReport:
         inactivated: share of inactive ANN neurons (a = 0) with a positive output (SIN).
         error: :math:`\sum e^2 / \sum a^2` of e = φ(T) − a.
         parts: what each of ``PARTS`` contributes to ``error``; they add up to it.
+        levels: what the quantised ANN contributes to ``error``; a neuron has ΓT levels only.
+        unevenness: the rest of it: currents vary from step to step.
     """
 
     name: str
@@ -50,6 +52,8 @@ class LayerReport:
     inactivated: float | None = None
     error: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    levels: float | None = None
+    unevenness: float | None = None
 
 
 def split_error(means: LayerMeans, node: BurstIFNode | None, time_steps: int) -> dict[str, Tensor]:
@@ -98,7 +102,10 @@ class LayerTotals:
         error = (rate - a).double()
         values = {part: (error * value).sum() for part, value in parts.items()}
         values |= {"error": error.square().sum(), "reference": a.double().square().sum()}
-        values |= {"output": rate.double().square().sum()}
+        values |= {
+            "output": rate.double().square().sum(),
+            "levels": (error * (means.quantised - a)).sum(),
+        }
         if node is not None:
             theta = per_channel(node.threshold, rate.dim())
             values["neurons"] = torch.tensor(rate.numel())
@@ -117,6 +124,8 @@ class LayerTotals:
         found: dict[str, Any] = {
             "error": s["error"] / scale,
             "parts": {part: s[part] / scale for part in PARTS},
+            "levels": s["levels"] / scale,
+            "unevenness": (s["error"] - s["levels"]) / scale,
         }
         if self.node is not None and spikes is not None:
             fired = _any_in_channel(spikes > 0)

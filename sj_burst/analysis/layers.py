@@ -9,6 +9,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
+from ..graph.quantised import quantised
 from ..graph.standardize import rewrite
 from ..graph.trace import activation_names, copy_with_plain_weights, is_module, unsupported_message
 from ..modules.neuron import neurons
@@ -33,12 +34,14 @@ class LayerMeans:
         current: the SNN's input to the layer, averaged over T.
         rate: its output φ(T), averaged over T.
         activation: the ANN's output in the same place.
+        quantised: that of the quantised ANN, which has the SNN's levels and no time.
         module: the ANN's module in the same place.
     """
 
     current: Tensor
     rate: Tensor
     activation: Tensor
+    quantised: Tensor
     module: nn.Module
 
 
@@ -49,7 +52,7 @@ def layer_means(
     loader: Iterable[Any],
     time_steps: int,
     time_dim: int | None = None,
-) -> Generator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor]]]:
+) -> Generator[tuple[dict[str, LayerMeans], tuple[Tensor, Tensor, Tensor]]]:
     """For each batch, what enters and leaves every neuron and max-pooling layer.
 
     Steps run in chunks, so memory does not grow with T. Who may stop early closes the generator, which
@@ -65,7 +68,7 @@ def layer_means(
 
     Yields:
         Layer name to :class:`LayerMeans`, in order of execution, and the answers of SNN (of its mean
-        output over T) and ANN.
+        output over T), ANN and quantised ANN.
 
     Raises:
         ValueError: if T < 1, the loader is empty, ``ann`` is not the network that ``snn`` was
@@ -77,7 +80,7 @@ def layer_means(
         >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> data = [torch.rand(16, 3)]
         >>> snn = convert(ann, data, progress=False)
-        >>> layers, (out, wanted) = next(layer_means(snn, ann, data, time_steps=8))
+        >>> layers, (out, wanted, _) = next(layer_means(snn, ann, data, time_steps=8))
         >>> layers["1"].current.shape, out.shape
         (torch.Size([16, 4]), torch.Size([16, 2]))
     """
@@ -88,11 +91,16 @@ def layer_means(
     check_loader(loader)
     graph = _standardized(ann, first_samples(loader, 2, "loader", time_dim)[0].to(snn.device))
     names = _layer_names(snn, graph)
+    levels = quantised(snn.graph, time_steps)
     activations: dict[str, Tensor] = {}
+    of_levels: dict[str, Tensor] = {}
     sums: dict[str, tuple[Any, Any, int]] = {}  # input and output over the steps seen, and their number
 
     def keep(name: str, _: nn.Module, __: Tensor, out: Tensor) -> None:
         activations[name] = out
+
+    def keep_levels(name: str, _: nn.Module, __: Tensor, out: Tensor) -> None:
+        of_levels[name] = out
 
     def add(name: str, _: nn.Module, x: Tensor, out: Tensor) -> None:
         fold = snn.temporal_modules()[0].time_fold
@@ -107,11 +115,13 @@ def layer_means(
         with (
             eval_mode(snn),
             forward_hooks(modules, keep),
+            forward_hooks({name: levels.get_submodule(name) for name in names}, keep_levels),
             forward_hooks({name: snn.graph.get_submodule(name) for name in names}, add),
         ):
             for x, _ in batches(loader, "loader", time_dim, time_steps):
                 x = x.to(snn.device)
                 wanted = side_by_side(call(graph, x.picture()))
+                with_levels = side_by_side(snn.readout(call(levels, x.picture())))
                 sums.clear()
                 with snn.present(x) as shown:
                     mean = RunningMean()
@@ -121,12 +131,12 @@ def layer_means(
                 for name in names:
                     current, rate, steps = sums[name]
                     layers[name] = LayerMeans(
-                        current / steps, rate / steps, activations[name], modules[name]
+                        current / steps, rate / steps, activations[name], of_levels[name], modules[name]
                     )
-                outputs = side_by_side(map_tensors(at_least_single, snn.readout(mean.value()))), wanted
-                _check_shapes(layers, outputs)
-                _check_finite(layers, outputs)
-                yield layers, outputs
+                out = side_by_side(map_tensors(at_least_single, snn.readout(mean.value())))
+                _check_shapes(layers, (out, wanted))
+                _check_finite(layers, (out, wanted))
+                yield layers, (out, wanted, with_levels)
     finally:
         reset_net(snn)
 

@@ -20,7 +20,7 @@ from ..simulation.spikes import count_spikes
 from ..simulation.synops import count_operations
 from ..utils.loader import first_samples
 from ..utils.table import format_table
-from .advice import Advice, advise
+from .advice import Advice, OutputError, advise
 from .layer_report import PARTS, LayerReport, LayerTotals
 from .layers import layer_means
 
@@ -38,6 +38,8 @@ class Report:
         time_steps: T of the measurement; ``None`` without data.
         samples: how many were measured.
         output_error: root of the relative squared error of the network's answer.
+        output_levels: share of that squared error that the quantised ANN has too, by too few levels; the
+            rest is unevenness.
         advice: what to change, the most important first.
         operations: SynOps and energy.
     """
@@ -48,6 +50,7 @@ class Report:
     time_steps: int | None = None
     samples: int = 0
     output_error: float | None = None
+    output_levels: float | None = None
     advice: list[Advice] = field(default_factory=list)
     operations: Operations | None = None
 
@@ -68,7 +71,11 @@ class Report:
                 "activations; the parts add up."
             )
             error = 100 * (self.output_error or 0)
-            lines.append(f"output: root of the relative squared error {error:.2f} %")
+            levels = 100 * (self.output_levels or 0)
+            lines.append(
+                f"output: root of the relative squared error {error:.2f} %; of its square, {levels:.0f} "
+                f"% are of levels (the ANN with ΓT levels has them), {100 - levels:.0f} % of unevenness"
+            )
         if self.operations is not None:
             lines.append(str(self.operations))
         lines += [f"note: {note}" for note in self.notes]
@@ -106,8 +113,15 @@ def report(
         \frac{\sum e\,e_k}{\sum a^2}, \qquad \sum_k \sum e\,e_k = \sum e^2,
 
     so parts add up to the layer's error; one is negative if it cancels others. Derived here.
-    ``advice`` treats causes from the largest on, and what is propagated last, because mending the
-    causes shrinks it; options that cost spikes or steps (Γ, T) come after those that cost none.
+    Beside its causes stands where an error comes from. With q the output of the same layer in the
+    quantised ANN (:func:`~sj_burst.graph.quantised.quantised`: the same levels, no time),
+
+    .. math::
+        \varphi - a = \underbrace{q - a}_\text{levels} + \underbrace{\varphi - q}_\text{unevenness},
+
+    as shares likewise. ``advice`` treats causes from the largest on, and what is propagated last,
+    because mending the causes shrinks it; then the larger part of the error of the output.
+    Options that cost spikes or steps (Γ, T) come after those that cost none.
 
     Args:
         snn: a converted network; its state is reset before and after.
@@ -160,15 +174,17 @@ def _measured(
     """The report with data."""
     nodes = snn.neurons()
     totals: dict[str, LayerTotals] = {}
-    samples, error, reference = 0, 0.0, 0.0
+    samples, error, reference, levels = 0, 0.0, 0.0, 0.0
     layers_of = layer_means(snn, ann, loader, time_steps, time_dim)
     with count_spikes(snn) as counter, closing(layers_of) as found:
-        for means, (out, wanted) in found:
+        for means, (out, wanted, with_levels) in found:
             samples += len(out)
             error += (out - wanted).double().square().sum().item()
             reference += wanted.double().square().sum().item()
+            levels += ((out - wanted).double() * (with_levels - wanted).double()).sum().item()
             for name, mean in means.items():
                 totals.setdefault(name, LayerTotals(nodes.get(name), time_steps)).add(mean)
+    output = OutputError(_ratio(error, reference), levels / error if error else 0.0)
     spikes = counter.totals()
     layers = []
     for name, total in totals.items():
@@ -181,8 +197,9 @@ def _measured(
         _notes(snn, layers),
         time_steps,
         samples,
-        math.sqrt(_ratio(error, reference)),
-        advise(layers, snn.options, time_steps),
+        math.sqrt(output.error),
+        output.levels,
+        advise(layers, snn.options, time_steps, output),
         count_operations(snn, spikes, example, samples, time_steps),
     )
 
@@ -230,7 +247,7 @@ def _table(layers: list[LayerReport]) -> str:
     head = ["layer", "Γ", "θ (min … max)", "v(0)/θ"]
     measured = any(layer.error is not None for layer in layers)
     if measured:
-        head += ["rate", "silent", "dead", "clipped%", "SIN%", "error%", *PARTS]
+        head += ["rate", "silent", "dead", "clipped%", "SIN%", "error%", *PARTS, "levels", "uneven"]
     rows = [head]
     for layer in layers:
         theta = layer.threshold
@@ -243,7 +260,7 @@ def _table(layers: list[LayerReport]) -> str:
         if measured:
             row += [_number(layer.rate, ".3f"), _number(layer.silent, "d"), _number(layer.dead, "d")]
             shares = [layer.clipped, layer.inactivated, layer.error]
-            shares += [layer.parts.get(part) for part in PARTS]
+            shares += [*(layer.parts.get(part) for part in PARTS), layer.levels, layer.unevenness]
             row += [_number(None if share is None else 100 * share, ".2f") for share in shares]
         rows.append(row)
     return format_table(rows)

@@ -7,8 +7,9 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from sj_burst import load, report, save, simulate, synops
-from sj_burst.analysis.layer_report import PARTS
+from sj_burst import Options, load, report, save, simulate, synops
+from sj_burst.analysis.advice import OutputError, advise
+from sj_burst.analysis.layer_report import PARTS, LayerReport
 from tests.networks import resnet, vgg
 
 X = torch.randn(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -199,6 +200,56 @@ def test_spikes_of_inactive_neurons_get_their_advice(convert):
         advice = report(snn, ann, [x]).advice
         found = ("inactivated", "inactivated_spikes", "signed")
         assert (found in [(a.part, a.option, a.value) for a in advice]) is expected
+
+
+def test_levels_and_unevenness_add_up(convert):
+    ann, x = linear_net(), torch.randn(64, 6)
+    steps, gamma = 4, 1
+    snn = convert(ann, [x], max_spikes=gamma, calibration="light", time_steps=steps)
+    found = report(snn, ann, [x], steps)
+    with torch.no_grad():
+        h, a, rates = x, x, []
+        for i in (0, 2):  # slowly
+            node, layer = snn.graph.get_submodule(str(i + 1)), snn.graph.get_submodule(str(i))
+            z, a = layer(h) + node.shift, ann[i](a).relu()
+            counts = torch.floor((steps * z + node.v_init) / node.threshold).clamp(0, gamma * steps)
+            h = counts * node.threshold / steps
+            rates.append((h, a))
+        levels, wanted = snn.graph.get_submodule("4")(h), ann[4](a)
+        out = snn.run(x, steps).mean(0)
+    error = (out - wanted).square().sum()
+    share = ((out - wanted) * (levels - wanted)).sum() / error
+    assert math.isclose(found.output_levels, share.item(), rel_tol=1e-3)
+    assert f"{100 * share:.0f} % are of levels" in str(found)
+    for layer in found.layers:
+        assert math.isclose(layer.levels + layer.unevenness, layer.error, abs_tol=1e-9)
+    # The first layer sees a constant current, which is even.
+    quantised, a = rates[0]
+    expected = ((quantised - a).square().sum() / a.square().sum()).item()
+    assert math.isclose(found.layers[0].levels, expected, rel_tol=1e-3)
+    assert abs(found.layers[0].unevenness) < 1e-5
+    assert found.layers[1].unevenness > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("share", "calibration", "wanted"),
+    [
+        (0.9, "light", ("levels", "calibration", "advanced")),
+        (0.9, "advanced", ("levels", "max_spikes", 8)),
+        (0.2, "light", ("unevenness", "calibration", "advanced")),
+        (0.2, "advanced", ("unevenness", "max_spikes", 8)),
+    ],
+)
+def test_the_output_gets_advice_by_what_it_lost(share, calibration, wanted):
+    layers = [
+        LayerReport("a", "BurstIFNode", max_spikes=2, parts=dict.fromkeys(PARTS, 0.0), levels=0.1),
+        LayerReport("pool", "LIPool", parts=dict.fromkeys(PARTS, 0.0), levels=0.2),
+    ]
+    options = Options(max_spikes=2, calibration=calibration)
+    (found,) = advise(layers, options, 4, OutputError(0.05, share))
+    assert (found.part, found.option, found.value) == wanted
+    assert found.layer == "a"
+    assert not advise(layers, options, 4, OutputError(0.001, share))
 
 
 def test_advice_can_be_followed(convert):
