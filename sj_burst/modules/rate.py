@@ -15,10 +15,10 @@ class RateNeuron(nn.Module):
     .. math::
         \phi(z) = \frac{\theta}{T}\,\mathrm{clip}\Big(\Big\lfloor
         \frac{(z + \text{shift})\,T + v_0}{\theta} \Big\rfloor, 0, \Gamma T\Big), \qquad
-        \theta = \theta_0 e^s
+        \theta = \theta_0 e^s, \quad \text{shift} = \text{shift}_0 + \theta_0 d
 
     One forward pass, whatever T. The gradient passes the floor as if it were not there (straight
-    through). ``log_scale`` (s) and ``shift`` are parameters; v₀ keeps its ratio to θ. For a leaky
+    through). ``log_scale`` (s) and ``offset`` (d) are parameters; v₀ keeps its ratio to θ. For a leaky
     neuron the count goes down to −ΓT, and weighs the slope below zero.
 
     Args:
@@ -40,6 +40,7 @@ class RateNeuron(nn.Module):
 
     threshold: Tensor
     potential: Tensor
+    start: Tensor
     negative_slope: Tensor | None
 
     def __init__(self, neuron: BurstIFNode, time_steps: int) -> None:
@@ -49,9 +50,15 @@ class RateNeuron(nn.Module):
         shift = torch.zeros_like(threshold) if neuron.shift is None else neuron.shift.detach()
         self.register_buffer("threshold", threshold.clone())
         self.register_buffer("potential", neuron.v_init.detach() / threshold)
+        self.register_buffer("start", shift.clone())
         self.register_buffer("negative_slope", neuron.negative_slope)
         self.log_scale = nn.Parameter(torch.zeros_like(threshold))
-        self.shift = nn.Parameter(shift.clone())
+        self.offset = nn.Parameter(torch.zeros_like(threshold))
+
+    @property
+    def shift(self) -> Tensor:
+        """The constant current."""
+        return self.start + self.threshold * self.offset
 
     def forward(self, z: Tensor) -> Tensor:
         """``[N, ...]`` to ``[N, ...]``, in units of the activation."""
@@ -74,4 +81,4 @@ class RateNeuron(nn.Module):
         neuron.threshold = threshold.detach().clone()
         neuron.v_init = (self.potential * threshold).detach().clone()
         if neuron.shift is not None or bool(self.shift.any()):
-            neuron.shift = self.shift.detach().clone()
+            neuron.shift = self.shift.clone()

@@ -1,6 +1,7 @@
 """Training for conversion: bounded activations, threshold scales, and the converted network itself."""
 
 from .candidates import Candidate, non_dominated
+from .distil import distil, distillation_loss
 from .qcfs import QCFS
 from .rate_loss import omega, output_rate, rate_inference_loss
 from .rate_measure import evaluate_rates, record_rates
@@ -13,6 +14,8 @@ __all__ = [
     "QCFS",
     "Candidate",
     "RateNorm",
+    "distil",
+    "distillation_loss",
     "evaluate_rates",
     "finetune",
     "lock_max",

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..conversion.contents import network_contents
+from ..network import SpikingNetwork
 from ..utils.files import digest, read_whole, write_atomically
 
-__all__ = ["Run", "fingerprints"]
+__all__ = ["Run", "fingerprints", "started_from"]
 
 FORMAT = 2
 
@@ -24,6 +26,22 @@ def fingerprints(values: Mapping[str, Any]) -> dict[str, str]:
         False
     """
     return {name: digest(value) for name, value in values.items()}
+
+
+def started_from(snn: SpikingNetwork) -> dict[str, str]:
+    """What tells one converted network from another, thresholds and initial potentials included.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> data = [torch.rand(16, 3)]
+        >>> first, second = (sj_burst.convert(ann, data, time_steps=T, progress=False) for T in (4, 2))
+        >>> started_from(first) == started_from(second)
+        False
+    """
+    content = network_contents(snn)
+    kept = {name: content[name] for name in ("options", "max_spikes", "architecture")}
+    return fingerprints(kept | content["state_dict"])
 
 
 class Run:

@@ -12,7 +12,6 @@ from spikingjelly.activation_based.functional import reset_net, set_step_mode
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ..conversion.contents import network_contents
 from ..graph.readout import ReadOut
 from ..network import SpikingNetwork
 from ..simulation.steps import RunningAnswer
@@ -22,7 +21,7 @@ from ..utils.labels import check_labels
 from ..utils.loader import check_time_dim
 from ..utils.outputs import map_tensors, select_output
 from .epoch import Writer, has_class, labelled, train_epoch
-from .run import Run, fingerprints
+from .run import Run, started_from
 
 __all__ = ["finetune", "tet_loss"]
 
@@ -169,7 +168,7 @@ def finetune(
         train_thresholds=train_thresholds,
     )
     trained = nn.ModuleList([net, scales])
-    run = Run(checkpoint, settings, loader, trained, optimizer, schedule, _start(snn))
+    run = Run(checkpoint, settings, loader, trained, optimizer, schedule, started_from(snn))
 
     def loss_of(x: Inputs, target: Tensor) -> Tensor | None:
         if not has_class(target):
@@ -198,13 +197,6 @@ def finetune(
     reset_net(net)
     set_step_mode(net, snn.step_mode)
     return net
-
-
-def _start(snn: SpikingNetwork) -> dict[str, str]:
-    """What tells one converted network from another, thresholds and initial potentials included."""
-    content = network_contents(snn)
-    kept = {name: content[name] for name in ("options", "max_spikes", "architecture")}
-    return fingerprints(kept | content["state_dict"])
 
 
 def _check_sound(net: SpikingNetwork) -> None:

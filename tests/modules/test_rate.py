@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_clipped_line(z, theta, gamma, steps):
     count = u.floor().clamp(0, gamma * steps)
     inside = (u > 0) & (u < gamma * steps)
     torch.testing.assert_close(z.grad, inside.to(z.dtype))
-    torch.testing.assert_close(rate.shift.grad, inside.to(z.dtype)[0])
+    torch.testing.assert_close(rate.offset.grad, theta * inside[0])
     # θ/T·count: what is cut off grows with θ; within, only the rounding does.
     wanted = theta / steps * torch.where(inside, count - (u - 0.5), count)
     torch.testing.assert_close(rate.log_scale.grad, wanted[0])
@@ -59,7 +59,7 @@ def test_it_can_be_written_back():
     assert neuron.shift is None
     with torch.no_grad():
         rate.log_scale += torch.tensor([0.1, -0.3])
-        rate.shift += 0.05
+        rate.offset += 0.05
     rate.write_to(neuron)
     assert torch.allclose(neuron.threshold, before * torch.tensor([0.1, -0.3]).exp())
     assert torch.allclose(neuron.v_init / neuron.threshold, torch.tensor([0.5, 0.25]))

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import save
+from sj_burst.graph.quantised import quantised
+from sj_burst.training import distil, distillation_loss
+from tests.networks import resnet, vgg
+from tests.training.networks import Interrupt
+
+X = torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA, HELD_BACK = [X[i : i + 16] for i in range(0, 64, 16)], X[64:]
+COARSE = {"max_spikes": 2, "time_steps": 2, "calibration": "none"}
+QUIET = {"progress": False}
+
+
+def test_the_loss_against_plain_python():
+    o, q = torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = 0.0
+    for a, b in zip(o.tolist(), q.tolist(), strict=True):
+        p, r = ([math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (b, a))
+        expected += sum(x * math.log(x / y) for x, y in zip(p, r, strict=True)) / 3
+    assert distillation_loss(o, q).item() == pytest.approx(expected)
+    assert distillation_loss(3 * o, 3 * o + 2).item() == pytest.approx(0)  # the same distribution
+    errors = ((o - q) ** 2).sum() / ((q - q.mean(0)) ** 2).sum()
+    assert distillation_loss(o, q, scores=False).item() == pytest.approx(errors.item())
+    both = distillation_loss({"a": o, "b": [2 * o]}, {"a": q, "b": [2 * q]})
+    assert both.item() == pytest.approx(2 * errors.item())
+
+
+@torch.no_grad()
+def loss_of(snn, ann, x=HELD_BACK, steps=2):
+    return distillation_loss(quantised(snn.graph, steps)(x), ann(x)).item()
+
+
+@pytest.mark.parametrize("weight_lr", [0.0, 1e-3])
+def test_it_helps_on_other_images(convert, weight_lr):
+    ann = resnet(blocks=2)
+    ann.linear.weight.data *= 100  # answers that differ
+    snn = convert(ann, DATA, **COARSE)
+    before = {name: value.clone() for name, value in snn.state_dict().items()}
+    weights = [p.clone() for p in ann.parameters()]
+    fitted = distil(snn, ann, DATA, epochs=20, lr=1e-2, weight_lr=weight_lr, **QUIET)
+    assert loss_of(fitted, ann) < 0.85 * loss_of(snn, ann)
+    with torch.no_grad():  # and in time
+        errors = [(net.run(HELD_BACK, 2).mean(0) - ann(HELD_BACK)).norm() for net in (fitted, snn)]
+    assert errors[0] < errors[1]
+    assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
+    assert all(map(torch.equal, ann.parameters(), weights))
+    assert all(p.grad is None and p.requires_grad for p in ann.parameters())
+    moved = {name for name, value in fitted.state_dict().items() if not same(value, before.get(name))}
+    assert any(name.endswith("threshold") for name in moved)
+    assert any(name.endswith("shift") for name in moved)
+    assert any(name.endswith("bias") for name in moved)
+    assert any(name.endswith("weight") for name in moved) is (weight_lr > 0)
+
+
+def same(value, before):
+    return before is not None and torch.equal(value, before)
+
+
+@torch.no_grad()
+def test_one_step_runs_what_was_fitted(convert):
+    ann, x = vgg(), torch.rand(32, 2, 8, 8)
+    snn = convert(ann, [x], max_spikes=4, time_steps=1)
+    with torch.enable_grad():
+        fitted = distil(snn, ann, [x], epochs=3, lr=1e-2, **QUIET)
+    out = quantised(fitted.graph, 1)(x)
+    assert torch.allclose(fitted.run(x, 1).mean(0), out, atol=1e-4)
+    for name, node in fitted.neurons().items():  # potentials keep their ratio
+        before = snn.neurons()[name]
+        assert torch.allclose(node.v_init / node.threshold, before.v_init / before.threshold)
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 12), nn.LeakyReLU(0.1), nn.Linear(12, 12), nn.ReLU())
+        self.a, self.b = nn.Linear(12, 3), nn.Linear(12, 1)
+
+    def forward(self, x, y):
+        h = self.body(x + y)
+        return {"scores": self.a(h).softmax(1), "size": self.b(h)}
+
+
+def test_several_inputs_and_outputs_and_a_read_out(convert):
+    torch.manual_seed(0)
+    ann, x, y = Heads(), torch.randn(64, 6), torch.randn(64, 6)
+    snn = convert(ann, [((x, y),)], **COARSE)
+    fitted = distil(snn, ann, [((x, y), torch.zeros(64))], epochs=100, lr=2e-2, weight_lr=1e-2, **QUIET)
+    with torch.no_grad():
+        wanted = ann(x, y)
+        losses = [distillation_loss(n.answer((x, y), 2), wanted, scores=False) for n in (fitted, snn)]
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_a_run_goes_on_where_it_stopped(convert, tmp_path):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    whole = distil(snn, ann, DATA, epochs=4, **QUIET).state_dict()
+    path = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        distil(snn, ann, DATA, epochs=4, checkpoint=path, writer=Interrupt(3), **QUIET)
+    got = distil(snn, ann, DATA, epochs=4, checkpoint=path, **QUIET).state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in got.items())
+    with pytest.raises(ValueError, match=r"lr=0.003 \(now 0.01\)"):
+        distil(snn, ann, DATA, epochs=4, lr=1e-2, checkpoint=path, **QUIET)
+    save(snn, tmp_path / "snn.pt")  # what was fitted is an ordinary network
+
+
+def test_frames_count_by_their_mean(convert):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    frames = [torch.stack([x + 0.1, x - 0.1]) for x in DATA]
+    held, shown = (
+        distil(snn, ann, d, epochs=1, time_dim=t, **QUIET) for d, t in ((DATA, None), (frames, 0))
+    )
+    for a, b in zip(held.state_dict().values(), shown.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_bad_arguments(convert):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    with pytest.raises(TypeError, match="converted by BurstRecipe"):
+        distil(ann, ann, DATA, **QUIET)
+    with pytest.raises(TypeError, match="read only once"):
+        distil(snn, ann, iter(DATA), **QUIET)
+    with pytest.raises(ValueError, match="epochs"):
+        distil(snn, ann, DATA, epochs=0, **QUIET)
+    with pytest.raises(ValueError, match="weight_lr"):
+        distil(snn, ann, DATA, weight_lr=-1, **QUIET)
+    with pytest.raises(ValueError, match="lower lr"):
+        distil(snn, ann, DATA, lr=1e9, epochs=3, **QUIET)
+    endless = convert(ann, DATA, max_spikes=math.inf, threshold="max", calibration="none")
+    with pytest.raises(ValueError, match="finite max_spikes"):
+        distil(endless, ann, DATA, **QUIET)
