@@ -10,8 +10,8 @@ from sj_burst.training import distil, distillation_loss
 from tests.networks import resnet, vgg
 from tests.training.networks import Interrupt
 
-X = torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-DATA, HELD_BACK = [X[i : i + 16] for i in range(0, 64, 16)], X[64:]
+X = torch.randn(192, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA, HELD_BACK = [X[i : i + 16] for i in range(0, 128, 16)], X[128:]
 COARSE = {"max_spikes": 4, "time_steps": 1, "calibration": "none"}
 QUIET = {"progress": False}
 
@@ -38,12 +38,14 @@ def loss_of(snn, ann, x=HELD_BACK):
 @pytest.mark.parametrize("weight_lr", [0.0, 1e-3])
 def test_it_helps_on_other_images(convert, weight_lr):
     ann = resnet(blocks=2)
-    ann.linear.weight.data *= 100  # answers that differ
+    with torch.no_grad():  # answers that differ
+        ann.linear.weight *= 30
+        ann.linear.bias -= ann(X).mean(0)
     snn = convert(ann, DATA, **COARSE)
     before = {name: value.clone() for name, value in snn.state_dict().items()}
     weights = [p.clone() for p in ann.parameters()]
     fitted = distil(snn, ann, DATA, epochs=20, lr=1e-2, weight_lr=weight_lr, **QUIET)
-    assert loss_of(fitted, ann) < 0.85 * loss_of(snn, ann)
+    assert loss_of(fitted, ann) < 0.7 * loss_of(snn, ann)
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
     assert all(map(torch.equal, ann.parameters(), weights))
     assert all(p.grad is None and p.requires_grad for p in ann.parameters())
