@@ -1,25 +1,26 @@
-"""Distillation: thresholds, currents and weights that make the quantised ANN answer as the ANN does."""
+"""Distillation: fit a spiking network to the answers of its ANN, with the gradients of its rates."""
 
 import copy
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..graph.quantised import quantised
 from ..graph.readout import ReadOut
-from ..modules.neuron import BurstIFNode
 from ..modules.rate import RateNeuron
+from ..modules.temporal import TemporalModule, time_sum
 from ..network import SpikingNetwork
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import evaluate
-from ..utils.inputs import call
+from ..utils.inputs import Inputs, call
 from ..utils.loader import batches, check_loader
 from ..utils.outputs import tensors_of
 from .epoch import Writer, step
@@ -74,9 +75,9 @@ def distil(
     loader: Iterable[Any],
     time_steps: int | None = None,
     *,
-    epochs: int = 6,
+    epochs: int = 3,
     lr: float = 3e-3,
-    weight_lr: float = 0.0,
+    weight_lr: float = 1e-3,
     time_dim: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     writer: Writer | None = None,
@@ -84,24 +85,31 @@ def distil(
 ) -> SpikingNetwork:
     r"""Fit a copy of a converted network to the answers of its ANN, by gradients and without labels.
 
-    In the rate domain, so that an image costs one forward and one backward pass, whatever T: every
-    neuron is the function of its levels (:class:`~sj_burst.modules.rate.RateNeuron`), and the floor lets
-    gradients through. Thresholds :math:`\theta_0 e^s`, a constant current in units of θ₀ for every
-    neuron, and the biases of layers are trained by Adam on :func:`distillation_loss`; with
-    ``weight_lr`` the weights too, which a few hundred images overfit easily. The learning rate rises
-    over a tenth of the steps, then falls to zero along a cosine.
+    Forward, all T steps run in spikes, without gradients, and the mean output r of every neuron is
+    noted. Backward, a neuron is the function φ of its mean current
+    (:class:`~sj_burst.modules.rate.RateNeuron`): its value is r, its gradient that of φ, whose floor
+    lets gradients through,
+
+    .. math::
+        r + \varphi(\bar z) - \mathrm{stop}(\varphi(\bar z)),
+
+    so that the loss is that of the spikes, and a backward pass costs that of one step. Thresholds
+    :math:`\theta_0 e^s`, a constant current in units of θ₀ for every neuron, biases, and with
+    ``weight_lr`` weights are trained by Adam on :func:`distillation_loss`. The learning rate rises over
+    a tenth of the steps, then falls to zero along a cosine.
 
     Args:
-        snn: a converted network with finite Γ; stays as it is, but for its reset state.
+        snn: a converted network; stays as it is, but for its reset state.
         ann: the network it was converted from; stays as it is.
         loader: training images, as for :func:`sj_burst.convert`; labels are not looked at. A few hundred
             will do, better shuffled and augmented.
         time_steps: T; ``None`` for the T that the network was fitted for.
         epochs: number of passes over the loader.
-        lr: of thresholds and currents, relative to θ, and of biases, relative to their spread.
-        weight_lr: of weights, relative to the spread of those of their layer; 0 leaves them alone.
-        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; their mean
-            frame is looked at.
+        lr: of thresholds and currents, relative to θ, and of biases, relative to their size.
+        weight_lr: of weights, relative to the size of those of their layer; 0 leaves them alone, and
+            less than the default is safer with a few hundred images.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; the ANN
+            answers to their mean frame.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
             ``snn`` that it was started from.
         writer: TensorBoard writer, or anything with ``add_scalar``.
@@ -112,11 +120,11 @@ def distil(
 
     Raises:
         TypeError: for a network that was not converted, or a loader that cannot be read.
-        ValueError: for a bad value, an infinite Γ, a loss that becomes NaN, or a checkpoint of another
-            run or network.
+        ValueError: for a bad value, a loss that becomes NaN, or a checkpoint of another run or network.
 
-    Source: after Li et al., "BRECQ", ICLR 2021, and Wei et al., "QDrop", ICLR 2022, which fit block by
-    block; ours is end to end.
+    Source: gradients after Yu et al., "Advancing training efficiency of deep spiking neural networks
+    through rate-based backpropagation", NeurIPS 2024, of which the forward in spikes and the backward in
+    rates is taken; the loss of Hinton et al., 2015.
 
     Example:
         >>> from sj_burst import convert
@@ -136,41 +144,30 @@ def distil(
     check_range(0, math.inf, weight_lr=weight_lr)
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps)
-    _check_finite_levels(snn)
-    net = quantised(snn.graph, steps).eval()
-    optimizer = torch.optim.Adam(_groups(net, lr, weight_lr))
+    student = _Student(snn, steps)
+    optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
     total = epochs * sum(1 for _ in batches(loader, "loader", time_dim))
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr)
-    run = Run(checkpoint, settings, loader, net, optimizer, schedule, started_from(snn))
+    run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
     scores = not isinstance(snn.readout, ReadOut)
     for epoch in range(run.epoch + 1, epochs + 1):
         losses = []
-        found = batches(loader, "loader", time_dim)
+        found = batches(loader, "loader", time_dim, steps)
         for x, _ in tqdm(found, f"distil {epoch}/{epochs}", disable=not progress, leave=False):
-            picture = x.to(snn.device).picture()
-            answer = snn.readout(call(net, picture))
+            x = x.to(snn.device)
             with torch.no_grad():
-                wanted = evaluate(ann, picture)
-            losses.append(step(distillation_loss(answer, wanted, scores), optimizer))
+                wanted = evaluate(ann, x.picture())
+            losses.append(step(distillation_loss(student.answer(x), wanted, scores), optimizer))
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)
         run.save(epoch)
-    return _spiking(snn, net)
+    return student.finish()
 
 
 def _cosine(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _check_finite_levels(snn: SpikingNetwork) -> None:
-    infinite = [name for name, node in snn.neurons().items() if math.isinf(node.max_spikes)]
-    if infinite:
-        raise ValueError(
-            f"distil fits the levels of neurons, and max_spikes is infinite in {infinite[:3]}; convert "
-            "with a finite max_spikes"
-        )
 
 
 def _groups(net: fx.GraphModule, lr: float, weight_lr: float) -> list[dict[str, Any]]:
@@ -192,16 +189,56 @@ def _size(parameter: Tensor) -> float:
     return parameter.detach().double().square().mean().sqrt().item()
 
 
-@torch.no_grad()
-def _spiking(snn: SpikingNetwork, net: fx.GraphModule) -> SpikingNetwork:
-    """A copy of the spiking network with what was fitted."""
-    fitted = copy.deepcopy(snn).eval()
-    for name, source in net.named_modules():
-        module: Any = fitted.graph.get_submodule(name)
-        if isinstance(source, RateNeuron):
-            assert isinstance(module, BurstIFNode)
-            source.write_to(module)
-        else:
-            for key, parameter in source.named_parameters(recurse=False):
-                getattr(module, key).copy_(parameter)
-    return fitted
+class _Student:
+    """A spiking network, and the same as functions of rates, whose weights are one.
+
+    Attributes:
+        spiking: a copy of the network.
+        rates: what gradients pass.
+    """
+
+    def __init__(self, snn: SpikingNetwork, time_steps: int) -> None:
+        self.time_steps = time_steps
+        self.rates = quantised(snn.graph, time_steps).eval()
+        self.spiking = copy.deepcopy(snn).eval()
+        self._measured: dict[str, Tensor] = {}
+        self._hooks = []
+        for name, rate in self.rates.named_modules():
+            module = self.spiking.graph.get_submodule(name)
+            if isinstance(module, TemporalModule):
+                self._hooks.append(module.register_forward_hook(self._measure(name)))
+                rate.register_forward_hook(self._replace(name))
+            else:
+                module._parameters.update(rate._parameters)
+
+    def _measure(self, name: str) -> Callable[..., None]:
+        def keep(module: Any, _: Any, out: Tensor) -> None:
+            self._measured[name] = time_sum(out, module.time_fold) / module.time_fold.steps
+
+        return keep
+
+    def _replace(self, name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+            return self._measured[name] + (out - out.detach())
+
+        return hook
+
+    def answer(self, x: Inputs) -> Any:
+        """The answer after all steps, with the gradients of rates."""
+        with torch.no_grad():
+            self._write()
+            self.spiking.run(x, self.time_steps)
+        return self.spiking.readout(call(self.rates, x.picture()))
+
+    def _write(self) -> None:
+        for name, rate in self.rates.named_modules():
+            if isinstance(rate, RateNeuron):
+                rate.write_to(self.spiking.graph.get_submodule(name))  # type: ignore[arg-type]
+
+    def finish(self) -> SpikingNetwork:
+        """The spiking network, for itself."""
+        self._write()
+        for hook in self._hooks:
+            hook.remove()
+        reset_net(self.spiking)
+        return self.spiking.requires_grad_(True)

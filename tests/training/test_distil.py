@@ -7,6 +7,8 @@ from torch import nn
 from sj_burst import save
 from sj_burst.graph.quantised import quantised
 from sj_burst.training import distil, distillation_loss
+from sj_burst.training.distil import _Student
+from sj_burst.utils.inputs import as_inputs
 from tests.networks import resnet, vgg
 from tests.training.networks import Interrupt
 
@@ -109,15 +111,48 @@ def test_a_run_goes_on_where_it_stopped(convert, tmp_path):
     save(snn, tmp_path / "snn.pt")  # what was fitted is an ordinary network
 
 
-def test_frames_count_by_their_mean(convert):
+def test_a_sequence_of_one_picture_is_that_picture(convert):
     ann = resnet()
     snn = convert(ann, DATA, **COARSE)
-    frames = [torch.stack([x + 0.1, x - 0.1]) for x in DATA]
-    held, shown = (
-        distil(snn, ann, d, epochs=1, time_dim=t, **QUIET) for d, t in ((DATA, None), (frames, 0))
-    )
-    for a, b in zip(held.state_dict().values(), shown.state_dict().values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-3)
+    frames = [torch.stack([x, x, x]) for x in DATA]
+    kept = [
+        distil(snn, ann, data, 3, epochs=1, time_dim=dim, **QUIET).state_dict()
+        for data, dim in ((DATA, None), (frames, 0))
+    ]
+    for name, value in kept[0].items():
+        assert torch.allclose(value, kept[1][name], atol=1e-4), name
+
+
+def test_the_gradient_is_that_of_rates_and_the_value_that_of_spikes(convert):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(16, 4)
+    snn = convert(ann, [x], max_spikes=1, time_steps=3)
+    student = _Student(snn, 3)
+    out = student.answer(as_inputs(x))
+    wanted = snn.run(x, 3).mean(0)
+    assert torch.allclose(out, wanted, atol=1e-5)
+    out.square().sum().backward()
+    # The same by hand: rates of the spiking network, and straight lines where it is not at its ends.
+    a, b, c = (snn.graph.get_submodule(name) for name in "024")
+    first, second = (snn.neurons()[name] for name in "13")
+    spikes = {}
+    hooks = [
+        n.register_forward_hook(lambda m, i, o, k=k: spikes.update({k: o.view(3, 16, 5).mean(0)}))
+        for k, n in (("1", first), ("3", second))
+    ]
+    snn.run(x, 3)
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        error = 2 * wanted
+        for neuron, layer, r, key in ((second, b, spikes["1"], "3"), (first, a, x, "1")):
+            following = c if key == "3" else b
+            error = error @ following.weight
+            u = (layer(r) + neuron.shift) * 3 / neuron.threshold + neuron.v_init / neuron.threshold
+            error = error * ((u > 0) & (u < 3))
+            got = student.rates.get_submodule(str(int(key) - 1)).weight.grad
+            assert torch.allclose(got, error.T @ r, rtol=1e-3, atol=1e-4)
 
 
 def test_bad_arguments(convert):
@@ -133,6 +168,10 @@ def test_bad_arguments(convert):
         distil(snn, ann, DATA, weight_lr=-1, **QUIET)
     with pytest.raises(ValueError, match="lower lr"):
         distil(snn, ann, DATA, lr=1e9, epochs=3, **QUIET)
-    endless = convert(ann, DATA, max_spikes=math.inf, threshold="max", calibration="none")
-    with pytest.raises(ValueError, match="finite max_spikes"):
-        distil(endless, ann, DATA, **QUIET)
+
+
+def test_endless_levels_may_be_fitted_too(convert):
+    ann = resnet()
+    snn = convert(ann, DATA, max_spikes=math.inf, threshold="max", calibration="none", time_steps=1)
+    fitted = distil(snn, ann, DATA, epochs=2, **QUIET)
+    assert loss_of(fitted, ann) < loss_of(snn, ann)
