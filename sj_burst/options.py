@@ -33,6 +33,8 @@ class Options:
             adds θ/(2T) to the input current at every step instead (Deng & Gu, ICLR 2021).
         max_pool: ``"lateral_inhibition"``, ``"gated"``, ``"spike"`` or ``"average"``.
         coding: of the input: ``"direct"``, ``"rate"``, ``"poisson"`` or ``"compensated"``.
+        output: ``"spikes"``, or ``"potential"``: an activation that no weights follow, as ReLU before the
+            mean in SqueezeNet, is applied to the mean current of its layer, which sends no spikes.
         inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
         allowance: A, steps of silence that ``"spike_calibration"`` allows beyond the mean interval; it
@@ -60,6 +62,7 @@ class Options:
     potential: str = "half"
     max_pool: str = "lateral_inhibition"
     coding: str = "direct"
+    output: str = "spikes"
     inactivated_spikes: str = "signed"
     allowance: int = 64
     calibration: str = "advanced"
@@ -166,6 +169,7 @@ CHOICES: dict[str, list[str]] = {
     "potential": list(POTENTIAL_RULES),
     "max_pool": list(POOLING_RULES),
     "coding": ["direct", *ENCODERS],
+    "output": ["spikes", "potential"],
     "inactivated_spikes": ["allow", "signed", "spike_calibration"],
     "calibration": ["none", "light", "advanced"],
 }

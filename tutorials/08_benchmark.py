@@ -17,6 +17,7 @@ its rows, means ± standard deviations over draws, are written beside it as Mark
 
 import argparse
 import csv
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -46,13 +47,14 @@ class Setting(NamedTuple):
     max_spikes: int
     recipe: Callable[[Any, int], ann2snn.FXConversionRecipe]
     fitted: bool = True
+    distilled: bool = False
 
 
-def _ours(label: str, **options: Any) -> Setting:
+def _ours(label: str, distilled: bool = False, **options: Any) -> Setting:
     def recipe(loader: Any, steps: int) -> sj_burst.BurstRecipe:
         return sj_burst.BurstRecipe(loader, time_steps=steps, **options)
 
-    return Setting(label, options["max_spikes"], recipe)
+    return Setting(label, options["max_spikes"], recipe, distilled=distilled)
 
 
 def _preset(name: str, fitted: bool) -> Setting:
@@ -87,6 +89,7 @@ SETTINGS = [
     _preset("calibration_light", fitted=True),
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
+    *(_ours(f"sj_burst, Γ={gamma}, distilled", True, max_spikes=gamma) for gamma in (1, 4, 15)),
     *(
         _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")
         for gamma in (1, 4, 15)
@@ -122,13 +125,29 @@ def trained_network(
 
 def draw(training: "Dataset[Any]", count: int, seed: int) -> DataLoader[Any]:
     """Batches of calibration images."""
+    return DataLoader(_some(training, count, seed), 64)
+
+
+def _some(training: "Dataset[Any]", count: int, seed: int) -> "Dataset[Any]":
     generator = torch.Generator().manual_seed(seed)
     size = len(training)  # type: ignore[arg-type]
-    return DataLoader(Subset(training, torch.randperm(size, generator=generator)[:count].tolist()), 64)
+    return Subset(training, torch.randperm(size, generator=generator)[:count].tolist())
+
+
+def shuffled(training: "Dataset[Any]", count: int, seed: int) -> DataLoader[Any]:
+    """Batches of images to distil from, whose labels nobody looks at."""
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(_some(training, count, seed), 100, shuffle=True, generator=generator)
 
 
 def measure(
-    setting: Setting, ann: nn.Module, loader: Any, test: Any, wanted: list[int], device: str
+    setting: Setting,
+    ann: nn.Module,
+    loader: Any,
+    test: Any,
+    wanted: list[int],
+    device: str,
+    distil: Callable[..., nn.Module],
 ) -> list[dict[str, Any]]:
     """Accuracy, spikes, synaptic operations, energy and seconds per image at each T."""
     rows = []
@@ -137,6 +156,8 @@ def measure(
     for steps in wanted:
         if snn is None or setting.fitted:
             snn = ann2snn.Converter(setting.recipe(loader, steps), device=device).convert(ann)
+            if setting.distilled:
+                snn = distil(snn, ann, time_steps=steps)
             result = sj_burst.simulate(snn, test, steps if setting.fitted else max(wanted))
         assert result is not None
         operations = result.operations  # of all its steps
@@ -240,6 +261,10 @@ def main() -> None:
     p.add_argument("--shift", type=int, default=1, help="training images are shifted by up to so much")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
+    p.add_argument(
+        "--distil-images", type=int, default=5000, help="of the training split, for each draw"
+    )
+    p.add_argument("--distil-epochs", type=int, default=10)
     p.add_argument("--only", nargs="*", default=["*"], help="labels of settings, or patterns")
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
@@ -277,7 +302,13 @@ def main() -> None:
             if not wanted:
                 continue
             source = rewritten if setting.label.startswith("SpikingJelly") else ann
-            rows = measure(setting, source, loader, test, wanted, args.device)
+            distil = functools.partial(
+                sj_burst.training.distil,
+                loader=shuffled(training, args.distil_images, args.seed + number),
+                epochs=args.distil_epochs,
+                weight_lr=3e-3,
+            )
+            rows = measure(setting, source, loader, test, wanted, args.device, distil)
             append(path, [key | {"ann": f"{ann_accuracy:.2f}"} | row for row in rows])
             found = "  ".join(f"T={row['T']}: {row['accuracy']}" for row in rows)
             print(f"draw {number}  {setting.label:40s} {found}", flush=True)

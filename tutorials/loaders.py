@@ -4,6 +4,7 @@ import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +143,49 @@ def _folder(root: str | None) -> Splits:
         split: datasets.ImageFolder(Path(_needed(root, "a folder")) / part, to_input)
         for split, part in parts.items()
     }
+
+
+PHOTO = 256  # pixels of a side
+
+
+def photographs(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Pixels ``[N, 3, 256, 256]`` (uint8, RGB) of photographs, and their labels if they have any.
+
+    Args:
+        path: a folder of image files, or of a folder for each class, in alphabetical order; or an .npz
+            file with the arrays jpeg (bytes of all files), end (offsets) and label.
+    """
+    from PIL import Image
+
+    def square(file: Any) -> Tensor:
+        image = Image.open(file).convert("RGB")
+        scale = PHOTO / min(image.size)
+        size = [max(PHOTO, round(scale * side)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR) if scale != 1 else image
+        left, top = ((side - PHOTO) // 2 for side in image.size)
+        pixels = np.array(image.crop((left, top, left + PHOTO, top + PHOTO)))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    if path.suffix == ".npz":
+        arrays = np.load(path)
+        data, ends = arrays["jpeg"], arrays["end"]
+        files: list[Any] = [
+            io.BytesIO(data[start:end].tobytes())
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+        labels = torch.from_numpy(arrays["label"].astype(np.int64))
+        return torch.stack([square(file) for file in files]), labels
+    if not path.is_dir():
+        raise SystemExit(f"--data: there is no folder {path}")
+    kinds = Image.registered_extensions()
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds)
+    if not files:
+        raise SystemExit(f"--data: {path} has no image files")
+    classes = sorted(d.name for d in path.iterdir() if d.is_dir())
+    labels = (
+        torch.tensor([classes.index(f.relative_to(path).parts[0]) for f in files]) if classes else None
+    )
+    return torch.stack([square(file) for file in files]), labels
 
 
 def _needed(root: str | None, what: str) -> str:

@@ -128,7 +128,8 @@ def _build(ann: nn.Module, content: dict[str, Any], example: Any) -> SpikingNetw
         ValueError: where file and network do not fit.
     """
     options, state = content["options"], content["state_dict"]
-    gm, readout, _ = prepare(ann, example, compare=False, direct=options.coding == "direct")
+    direct, potential = options.coding == "direct", options.output == "potential"
+    gm, readout, _ = prepare(ann, example, compare=False, direct=direct, potential=potential)
     names, saved = sorted(activation_names(gm)), sorted(content["max_spikes"])
     if names != saved:
         raise ValueError(f"the file holds neurons {saved}, and ann has activations {names}")

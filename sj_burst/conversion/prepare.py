@@ -46,7 +46,9 @@ class Prepared(NamedTuple):
     replaced: dict[str, nn.Module]
 
 
-def prepare(ann: nn.Module, x: Any, compare: bool = True, direct: bool = True) -> Prepared:
+def prepare(
+    ann: nn.Module, x: Any, compare: bool = True, direct: bool = True, potential: bool = False
+) -> Prepared:
     """Standardize, check and fuse a copy of a network, and split its read-out off.
 
     Args:
@@ -56,6 +58,8 @@ def prepare(ann: nn.Module, x: Any, compare: bool = True, direct: bool = True) -
         compare: check that the graph computes what the network computes, and that it does not mix
             samples; not where the weights do not matter, as in loading.
         direct: the input is held as it is, not coded in spikes nor different from step to step.
+        potential: the last activation belongs to the read-out, see
+            :func:`~sj_burst.graph.check.find_readout`.
 
     Raises:
         TypeError: for a network that is converted already.
@@ -79,7 +83,7 @@ def prepare(ann: nn.Module, x: Any, compare: bool = True, direct: bool = True) -
     fuse(gm, precise)
     if compare:
         check_equal(gm, ann, x)
-    gm, readout = _split(gm, precise, direct, compare)
+    gm, readout = _split(gm, find_readout(gm, precise, direct, potential), precise, compare)
     default = next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype)
     _round(gm, dtypes, default)
     if isinstance(readout, ReadOut):
@@ -104,10 +108,9 @@ def _in_double(ann: nn.Module, x: Any) -> nn.Module:
 
 
 def _split(
-    gm: fx.GraphModule, x: Any, direct: bool, compare: bool
+    gm: fx.GraphModule, nodes: set[fx.Node], x: Any, compare: bool
 ) -> tuple[fx.GraphModule, ReadOut | nn.Identity]:
     """Split the read-out off, in place; checked at another batch size than that of the tracing."""
-    nodes = find_readout(gm, x, direct)
     more = join([x, map_tensors(lambda t: t[:1], x)])
     wanted = evaluate(gm, more) if nodes and compare else None
     gm, readout = split_readout(gm, x, nodes)

@@ -220,7 +220,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 f"{whole[0]}; scale them in the loader, or use coding='direct'"
             )
         direct = not coded and self.time_dim is None
-        self._work = _Conversion(x, *prepare(ann, x, direct=direct))
+        potential = self.options.output == "potential"
+        self._work = _Conversion(x, *prepare(ann, x, direct=direct, potential=potential))
         return nn.Identity()  # for the converter to trace: the graph is there
 
     @_hook

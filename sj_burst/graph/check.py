@@ -106,7 +106,9 @@ def check_supported(
         raise ValueError(unsupported_message(problems))
 
 
-def find_readout(gm: fx.GraphModule, x: Any, direct: bool = True) -> set[fx.Node]:
+def find_readout(
+    gm: fx.GraphModule, x: Any, direct: bool = True, potential: bool = False
+) -> set[fx.Node]:
     """The nodes from the first function after the last neuron on that is no affine map.
 
     They need no spiking counterpart: applied to the mean output they are exact. An activation that has
@@ -117,6 +119,8 @@ def find_readout(gm: fx.GraphModule, x: Any, direct: bool = True) -> set[fx.Node
         gm: a graph that :func:`check_supported` has passed.
         x: example input ``[N, ...]``.
         direct: as there.
+        potential: an activation after another one, with no weights nor activations behind it, belongs to
+            the read-out too.
 
     Example:
         >>> from sj_burst import standardize
@@ -124,8 +128,23 @@ def find_readout(gm: fx.GraphModule, x: Any, direct: bool = True) -> set[fx.Node
         >>> x = torch.rand(2, 3)
         >>> sorted(node.target for node in find_readout(standardize(net, x), x))
         ['3', '4']
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU())
+        >>> [node.target for node in find_readout(standardize(net, x), x, potential=True)]
+        ['3']
     """
-    return _problems(gm, record(gm, x), {}, direct)[1]
+    found = _problems(gm, record(gm, x), {}, direct)[1]
+    if potential:
+        last = _last_activations(gm)
+        found |= last | {n for n in _reached(gm, last) if n.op != "output"}
+    return found
+
+
+def _last_activations(gm: fx.GraphModule) -> set[fx.Node]:
+    """Activations after others, with no weights, activations nor max-pooling behind them."""
+    firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
+    layers = firing | {n for n in gm.graph.nodes if _has_weights(gm, n)}
+    follow, before = _reached(gm, firing), _reached(gm, layers, backward=True)
+    return {n for n in firing if is_module(gm, n, ACTIVATIONS) and n in follow and n not in before}
 
 
 def _problems(

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..graph.quantised import quantised
-from ..graph.readout import ReadOut
 from ..modules.rate import RateNeuron
 from ..modules.temporal import TemporalModule, time_sum
 from ..network import SpikingNetwork
@@ -29,25 +28,27 @@ from .run import Run, started_from
 __all__ = ["distil", "distillation_loss"]
 
 
-def distillation_loss(out: Any, wanted: Any, scores: bool = True) -> Tensor:
+def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
     r"""How far answers are from those of the teacher, whatever their scale.
 
-    For class scores, one tensor ``[N, C]``, the divergence of the distributions
-    :math:`p = \mathrm{softmax}`,
+    ``"kl"`` is for class scores, one tensor ``[N, C, ...]``: the divergence of the distributions
+    :math:`p = \mathrm{softmax}`, ``"mse"`` for outputs of any kind: the sum over the tensors of relative
+    squared errors, with q̄ the mean over the batch,
 
     .. math::
-        L = \frac1N \sum_n \mathrm{KL}(p(q_n) \,\|\, p(o_n)),
-
-    for outputs of any other kind the sum over the tensors of :math:`\|o - q\|^2 / \|q - \bar q\|^2`, q̄
-    the mean over the batch.
+        L = \frac1N \sum_n \mathrm{KL}(p(q_n) \,\|\, p(o_n)), \qquad
+        L = \sum \|o - q\|^2 / \|q - \bar q\|^2.
 
     Args:
         out: o, of the student: a tensor, or any nesting of tensors.
         wanted: q, of the teacher, of the same nesting.
-        scores: one tensor ``[N, C]`` holds class scores; else it is of another kind.
+        kind: ``"kl"`` or ``"mse"``.
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: for another kind, or ``"kl"`` of what are no class scores.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
@@ -57,16 +58,34 @@ def distillation_loss(out: Any, wanted: Any, scores: bool = True) -> Tensor:
         >>> round(distillation_loss(torch.zeros(1, 2), torch.tensor([[3.0, 0.0]])).item(), 3)
         0.502
     """
+    check_loss(kind)
     pairs = list(zip(tensors_of(out).values(), tensors_of(wanted).values(), strict=True))
+    if kind == "mse":
+        return sum((_relative_error(o, q) for o, q in pairs), torch.zeros(()))
     o, q = pairs[0]
-    if scores and len(pairs) == 1 and q.dim() == 2 and q.shape[1] > 1:
-        return F.kl_div(o.log_softmax(1), q.log_softmax(1), log_target=True, reduction="batchmean")
-    total = o.new_zeros(())
-    for o, q in pairs:
-        if q.is_floating_point():
-            spread = (q - q.mean(0)).square().sum()
-            total = total + (o - q).square().sum() / spread.clamp_min(1e-12)
-    return total
+    if len(pairs) > 1 or q.dim() < 2 or q.shape[1] < 2:
+        raise ValueError(
+            "loss='kl' is for class scores, one tensor [N, C, ...], and the network returns "
+            f"{[list(part.shape) for _, part in pairs]}; use loss='mse'"
+        )
+    divergence = F.kl_div(o.log_softmax(1), q.log_softmax(1), log_target=True, reduction="none")
+    return divergence.sum(1).mean()
+
+
+def _relative_error(o: Tensor, q: Tensor) -> Tensor:
+    if not q.is_floating_point():
+        return torch.zeros((), device=q.device)
+    return (o - q).square().sum() / (q - q.mean(0)).square().sum().clamp_min(1e-12)
+
+
+def check_loss(kind: object) -> None:
+    """Raise unless it is a loss.
+
+    Raises:
+        ValueError: names the losses.
+    """
+    if kind not in ("kl", "mse"):
+        raise ValueError(f"loss must be 'kl' (class scores) or 'mse' (anything else), got {kind!r}")
 
 
 def distil(
@@ -78,6 +97,7 @@ def distil(
     epochs: int = 3,
     lr: float = 3e-3,
     weight_lr: float = 1e-3,
+    loss: str = "kl",
     time_dim: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     writer: Writer | None = None,
@@ -108,6 +128,7 @@ def distil(
         lr: of thresholds and currents, relative to θ, and of biases, relative to their size.
         weight_lr: of weights, relative to the size of those of their layer; 0 leaves them alone, and
             less than the default is safer with a few hundred images.
+        loss: ``"kl"`` for class scores, ``"mse"`` for anything else, as for :func:`distillation_loss`.
         time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; the ANN
             answers to their mean frame.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
@@ -139,6 +160,7 @@ def distil(
         raise TypeError(f"distil wants a network converted by BurstRecipe, got {type(snn).__name__}")
     check_network(ann=ann)
     check_loader(loader)
+    check_loss(loss)
     check_count(epochs=epochs)
     check_positive(lr=lr)
     check_range(0, math.inf, weight_lr=weight_lr)
@@ -148,9 +170,8 @@ def distil(
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
     total = epochs * sum(1 for _ in batches(loader, "loader", time_dim))
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
-    settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr)
+    settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
     run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
-    scores = not isinstance(snn.readout, ReadOut)
     for epoch in range(run.epoch + 1, epochs + 1):
         losses = []
         found = batches(loader, "loader", time_dim, steps)
@@ -158,7 +179,7 @@ def distil(
             x = x.to(snn.device)
             with torch.no_grad():
                 wanted = evaluate(ann, x.picture())
-            losses.append(step(distillation_loss(student.answer(x), wanted, scores), optimizer))
+            losses.append(step(distillation_loss(student.answer(x), wanted, loss), optimizer))
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)

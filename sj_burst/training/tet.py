@@ -232,5 +232,5 @@ def _check_readout(net: SpikingNetwork, returned: Any, output: Any) -> None:
         raise ValueError(
             f"finetune takes the loss of the outputs before the read-out, and this {net.readout!r} "
             "makes other class scores of them; finetune a network that ends in what the loss is for, "
-            "and apply the rest to its answer"
+            "converted with output='spikes', and apply the rest to its answer"
         )

@@ -27,8 +27,8 @@ def test_the_loss_against_plain_python():
     assert distillation_loss(o, q).item() == pytest.approx(expected)
     assert distillation_loss(3 * o, 3 * o + 2).item() == pytest.approx(0)  # the same distribution
     errors = ((o - q) ** 2).sum() / ((q - q.mean(0)) ** 2).sum()
-    assert distillation_loss(o, q, scores=False).item() == pytest.approx(errors.item())
-    both = distillation_loss({"a": o, "b": [2 * o]}, {"a": q, "b": [2 * q]})
+    assert distillation_loss(o, q, "mse").item() == pytest.approx(errors.item())
+    both = distillation_loss({"a": o, "b": [2 * o]}, {"a": q, "b": [2 * q]}, "mse")
     assert both.item() == pytest.approx(2 * errors.item())
 
 
@@ -90,10 +90,12 @@ def test_several_inputs_and_outputs_and_a_read_out(convert):
     torch.manual_seed(0)
     ann, x, y = Heads(), torch.randn(64, 6), torch.randn(64, 6)
     snn = convert(ann, [((x, y),)], **COARSE)
-    fitted = distil(snn, ann, [((x, y), torch.zeros(64))], epochs=100, lr=2e-2, weight_lr=1e-2, **QUIET)
+    fitted = distil(
+        snn, ann, [((x, y), torch.zeros(64))], epochs=100, lr=2e-2, weight_lr=1e-2, loss="mse", **QUIET
+    )
     with torch.no_grad():
         wanted = ann(x, y)
-        losses = [distillation_loss(n.answer((x, y), 1), wanted, scores=False) for n in (fitted, snn)]
+        losses = [distillation_loss(n.answer((x, y), 1), wanted, "mse") for n in (fitted, snn)]
     assert losses[0] < 0.9 * losses[1]
 
 
@@ -164,6 +166,12 @@ def test_bad_arguments(convert):
         distil(snn, ann, iter(DATA), **QUIET)
     with pytest.raises(ValueError, match="epochs"):
         distil(snn, ann, DATA, epochs=0, **QUIET)
+    with pytest.raises(ValueError, match="class scores"):
+        distil(snn, ann, DATA, loss="huber", **QUIET)
+    heads = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    one = convert(heads, [torch.rand(8, 3)])
+    with pytest.raises(ValueError, match=r"returns \[\[8, 1\]\]; use loss='mse'"):
+        distil(one, heads, [torch.rand(8, 3)], **QUIET)
     with pytest.raises(ValueError, match="weight_lr"):
         distil(snn, ann, DATA, weight_lr=-1, **QUIET)
     with pytest.raises(ValueError, match="lower lr"):
