@@ -33,8 +33,8 @@ class Options:
             adds θ/(2T) to the input current at every step instead (Deng & Gu, ICLR 2021).
         max_pool: ``"lateral_inhibition"``, ``"gated"``, ``"spike"`` or ``"average"``.
         coding: of the input: ``"direct"``, ``"rate"``, ``"poisson"`` or ``"compensated"``.
-        output: ``"spikes"``, or ``"potential"``: an activation that no weights follow, as ReLU before the
-            mean in SqueezeNet, is applied to the mean current of its layer, which sends no spikes.
+        output: ``"spikes"``, or ``"potential"``: an activation that no weights follow, as ReLU before
+            the mean in SqueezeNet, is applied to the mean current of its layer, which sends no spikes.
         inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
         allowance: A, steps of silence that ``"spike_calibration"`` allows beyond the mean interval; it

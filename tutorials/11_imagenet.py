@@ -8,9 +8,9 @@ r"""An ImageNet network on your own photographs: from a trained network to accur
 PHOTOS is a folder of image files, or of a folder for each of the network's classes in alphabetical
 order (without labels, agreement with the ANN is all that is measured), or a file as in loaders.py.
 Photos with an even number calibrate, those with an odd number test. Every setting Γ:T is converted for
-each draw of the calibration photos; with --distil EPOCHS it is then fitted to the answers of the ANN on random
-crops of all photos that calibrate, without labels. Prints points below the ANN and agreement, and what
-conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs torchvision; on two cores a
+each draw of the calibration photos; with --distil EPOCHS it is then fitted to the answers of the ANN on
+random crops of all photos that calibrate, without labels. Prints points below the ANN and agreement, and
+what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs torchvision; on two cores a
 setting of SqueezeNet takes about four minutes, and an epoch of --distil one or two.
 """
 

@@ -361,3 +361,48 @@ def test_without_neurons_before_it_there_is_no_read_out():
     net = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1))
     with pytest.raises(ValueError, match="no ReLU"):
         sj_burst.convert(net, [torch.randn(8, 3)], progress=False)
+
+
+class Pooled(nn.Module):
+    """SqueezeNet's end: ReLU before the mean; another output is a hidden layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        h = h[:, :, 1:-1, 1:-1] + F.relu(self.b(h))
+        return F.relu(self.c(h)).mean((2, 3)), h
+
+
+@torch.no_grad()
+def test_the_last_activation_may_wait_for_the_mean(tmp_path):
+    torch.manual_seed(0)
+    net, x = Pooled(), torch.randn(16, 2, 8, 8)
+    options = dict(progress=False, max_spikes=1, time_steps=6)
+    spiking, waiting = (sj_burst.convert(net, [x], output=o, **options) for o in ("spikes", "potential"))
+    assert len(spiking.neurons()) == 3
+    assert list(waiting.neurons()) == list(spiking.neurons())[:2]  # h has weights behind it
+    # By hand: ReLU of the mean current.
+    currents = []
+    hook = waiting.graph.get_submodule("c").register_forward_hook(lambda m, i, o: currents.append(o))
+    scores, h = waiting.answer(x, 6)
+    hook.remove()
+    mean = torch.cat(currents).view(6, 16, 4, 4, 4).mean(0)
+    assert torch.allclose(scores, mean.relu().mean((2, 3)), atol=1e-5)
+    wanted, hidden = net(x)
+    assert h.shape == hidden.shape
+    assert (scores - wanted).norm() < (spiking.answer(x, 6)[0] - wanted).norm()
+    path = tmp_path / "snn.pt"
+    sj_burst.save(waiting, path)
+    again = sj_burst.load(path, net)
+    assert all(torch.equal(a, b) for a, b in zip(again.answer(x, 6), waiting.answer(x, 6), strict=True))
+    found = sj_burst.report(waiting, net, [x])
+    assert [layer.name for layer in found.layers] == list(waiting.neurons())
+
+
+def test_the_only_activation_stays_a_neuron():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    snn = sj_burst.convert(net, [torch.rand(8, 3)], output="potential", progress=False)
+    assert list(snn.neurons()) == ["1"]
