@@ -1,0 +1,1 @@
+"""Converted networks for other executors and for chips."""

@@ -1,0 +1,294 @@
+"""Unit thresholds: neurons that send counts, and weights that hold the scales."""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
+
+from ..functional import per_channel
+from ..graph.evaluate import record
+from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
+from ..graph.trace import is_module
+from ..modules.neuron import BurstIFNode
+from ..modules.pooling import GatedPool, LIPool, MaxOver
+from ..network import SpikingNetwork
+
+__all__ = ["Scale", "unit_thresholds"]
+
+
+class Scale(nn.Module):
+    """Multiply every channel by a number, where no weights can do it.
+
+    Args:
+        factor: a scalar, one value per channel (dimension 1), or one per number of a sample.
+
+    Example:
+        >>> Scale(torch.tensor([1.0, 2.0]))(torch.ones(1, 2)).tolist()
+        [[1.0, 2.0]]
+    """
+
+    factor: Tensor
+
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` to ``[N, ...]``."""
+        return x * per_channel(self.factor, x.dim())
+
+
+def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
+    r"""The same network with thresholds 1, neurons that send counts, and weights that hold the scales.
+
+    .. math::
+        W'_{oc} = W_{oc}\,\theta_c / \theta'_o, \quad b' = b / \theta'_o, \quad
+        v(0)' = v(0) / \theta'_o, \quad \text{shift}' = \text{shift} / \theta'_o
+
+    with θ of the neurons before a layer and θ' of those after it. Poolings of spikes are as they were.
+    Where a scale meets no weights of its own, as in the branches of a sum, a :class:`Scale` stands. The
+    spikes are the same, step by step, but for rounding; ``state_dict()`` holds the folded weights.
+
+    Args:
+        snn: a converted network; stays as it is, but for its reset state.
+
+    Returns:
+        A network in eval mode that returns what ``snn`` returns. It has other weights than the ANN, so
+        that :func:`sj_burst.load` does not read it: save its ``state_dict()``.
+
+    Raises:
+        TypeError: for a network that was not converted.
+
+    Source: the fold is common; after Rueckauer et al., 2017.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = sj_burst.convert(ann, [torch.rand(16, 3)], progress=False)
+        >>> unit = unit_thresholds(snn)
+        >>> unit.neurons()["1"].threshold.unique().tolist()
+        [1.0]
+        >>> x = torch.rand(5, 3)
+        >>> torch.allclose(unit.run(x, 4), snn.run(x, 4), atol=1e-5)
+        True
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(
+            f"unit_thresholds wants a network converted by BurstRecipe, got {type(snn).__name__}"
+        )
+    reset_net(snn)
+    unit = copy.deepcopy(snn).eval()
+    _Folding(unit).run()
+    return unit
+
+
+class _Folding:
+    """Walks through a graph once; every value is its scale times what the new graph has in its place."""
+
+    def __init__(self, snn: SpikingNetwork) -> None:
+        self.gm: fx.GraphModule = snn.graph
+        self.values = record(self.gm, example_input(snn))
+        reset_net(snn)
+        self.scales: dict[fx.Node, Tensor] = {}  # of values that are not in units of the ANN
+        self.made = 0
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Fold, in place."""
+        for node in list(self.gm.graph.nodes):
+            self._rule(node)(node)
+        self.gm.graph.lint()
+        self.gm.delete_all_unused_submodules()
+        self.gm.recompile()
+
+    def _rule(self, node: fx.Node) -> Callable[[fx.Node], None]:
+        if is_module(self.gm, node, BurstIFNode):
+            return self._neuron
+        sources = node.all_input_nodes
+        if node.target in _SUMS and self._adds_maps(node) and self._threshold_after(node) is not None:
+            return self._sum
+        scales = [self.scales[n] for n in sources if n in self.scales]
+        if scales and all(scale.dim() <= 1 for scale in scales):
+            if is_module(self.gm, node, WEIGHTED) and self._by_channel(node, sources[0]):
+                return self._layer
+            if is_module(self.gm, node, _KEEP) and not self._over_channels(node):
+                return self._keep
+            if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
+                return self._cat
+            if self._flattens(node):
+                return self._flatten
+        return self._restore
+
+    def _by_channel(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether the layer's channels are dimension 1, as those of the scale are."""
+        scalar = self.scales.get(source, torch.ones(())).dim() == 0
+        return scalar or not is_module(self.gm, node, nn.Linear) or self.values[source].dim() == 2
+
+    def _over_channels(self, node: fx.Node) -> bool:
+        pool = getattr(self.gm.get_submodule(str(node.target)), "pool", None)
+        return isinstance(pool, MaxOver)
+
+    def _flattens(self, node: fx.Node) -> bool:
+        flat = is_module(self.gm, node, nn.Flatten) or node.target in (torch.flatten, "flatten")
+        return flat and len(node.all_input_nodes) == 1 and self.values[node].dim() == 2
+
+    def _adds_maps(self, node: fx.Node) -> bool:
+        """Whether two values with the same channels are added."""
+        shape = self.values[node].shape
+        parts = [self.values[n].shape for n in node.all_input_nodes]
+        return len(parts) == 2 and all(
+            part[1:2] == shape[1:2] and len(part) == len(shape) for part in parts
+        )
+
+    def _threshold_after(self, node: fx.Node) -> Tensor | None:
+        """θ of the neuron that alone reads a value."""
+        readers = list(node.users)
+        if len(readers) != 1 or not is_module(self.gm, readers[0], BurstIFNode):
+            return None
+        neuron: Any = self.gm.get_submodule(str(readers[0].target))
+        return neuron.threshold.detach().clone()
+
+    def _neuron(self, node: fx.Node) -> None:
+        """Threshold 1; what comes before it is divided by θ."""
+        neuron: Any = self._own(node)
+        theta = neuron.threshold.detach().clone()
+        self._divide(node, node.all_input_nodes[0], theta)
+        neuron.threshold = torch.ones_like(theta)
+        neuron.v_init = neuron.v_init / theta
+        if neuron.shift is not None:
+            neuron.shift = neuron.shift / theta
+        self.scales[node] = theta
+
+    def _sum(self, node: fx.Node) -> None:
+        """Each branch has a scale of its own."""
+        theta = self._threshold_after(node)
+        assert theta is not None
+        for source in node.all_input_nodes:
+            self._divide(node, source, theta)
+        self.scales[node] = theta
+
+    def _divide(self, node: fx.Node, source: fx.Node, theta: Tensor) -> None:
+        """Let a node read a value in units of θ; a layer that nothing else reads does it itself."""
+        layer = is_module(self.gm, source, WEIGHTED) and list(source.users) == [node]
+        by_channel = theta.dim() == 0 or not is_module(self.gm, source, nn.Linear)
+        by_channel = by_channel or (theta.dim() == 1 and self.values[source].dim() == 2)
+        if layer and theta.dim() <= 1 and by_channel and source not in self.scales:
+            scale_outputs(self._own(source), 1 / theta)
+        else:
+            self._insert(node, source, self.scales.get(source, torch.ones_like(theta)) / theta)
+
+    def _layer(self, node: fx.Node) -> None:
+        scale_inputs(self._own(node), self.scales[node.all_input_nodes[0]])
+
+    def _keep(self, node: fx.Node) -> None:
+        self.scales[node] = self.scales[node.all_input_nodes[0]]
+
+    def _cat(self, node: fx.Node) -> None:
+        parts = []
+        for source in node.all_input_nodes:
+            one = torch.ones((), dtype=self.values[source].dtype, device=self.values[source].device)
+            parts.append(self.scales.get(source, one).expand(self.values[source].shape[1]))
+        self.scales[node] = torch.cat(parts)
+
+    def _flatten(self, node: fx.Node) -> None:
+        source = node.all_input_nodes[0]
+        shape = self.values[source].shape
+        self.scales[node] = per_channel(self.scales[source], len(shape)).expand(1, *shape[1:]).flatten()
+
+    def _restore(self, node: fx.Node) -> None:
+        """Let an operation see what it saw in the converted network."""
+        for source in node.all_input_nodes:
+            if source in self.scales:
+                self._insert(node, source, self.scales[source])
+
+    def _insert(self, node: fx.Node, source: fx.Node, factor: Tensor) -> None:
+        if bool((factor == 1).all()):
+            return
+        name = f"scale_{self.made}"
+        self.made += 1
+        self.gm.add_submodule(name, Scale(factor))
+        with self.gm.graph.inserting_before(node):
+            scaled = self.gm.graph.call_module(name, (source,))
+        self.values[scaled] = self.values[source]
+        node.replace_input_with(source, scaled)
+
+    def _own(self, node: fx.Node) -> Any:
+        """The module of a call, for itself: one that is called twice, or tied, may have two scales."""
+        name = str(node.target)
+        module = copy.deepcopy(self.gm.get_submodule(name))
+        calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
+        if len(calls) > 1:
+            node.target = name = f"{name}_{len(calls)}"
+        self.gm.add_submodule(name, module)
+        return module
+
+
+def scale_inputs(layer: Any, scale: Tensor) -> None:
+    """Weights times the scale of what they meet, a scalar or ``[inputs]``.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> before = layer(torch.tensor([[3.0, 8.0]]))
+        >>> scale_inputs(layer, torch.tensor([1.0, 4.0]))
+        >>> torch.allclose(layer(torch.tensor([[3.0, 2.0]])), before)
+        True
+    """
+    weight = layer.weight.detach()
+    if scale.dim() == 0:
+        layer.weight = nn.Parameter(weight * scale)
+    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...]
+        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+    else:  # [outputs, inputs/groups, ...]
+        groups = getattr(layer, "groups", 1)
+        columns = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1))
+
+
+def scale_outputs(layer: Any, scale: Tensor) -> None:
+    """What a layer returns times a scale, a scalar or ``[outputs]``, by its weights and bias.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = layer(torch.ones(1, 2))
+        >>> scale_outputs(layer, torch.tensor([1.0, 4.0]))
+        >>> torch.allclose(layer(torch.ones(1, 2)), before * torch.tensor([1.0, 4.0]))
+        True
+    """
+    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
+    if scale.dim() == 0:
+        layer.weight = nn.Parameter(weight * scale)
+    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+        rows = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * rows).flatten(0, 1))
+    else:
+        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach() * scale)
+
+
+_SUMS = (operator.add, torch.add, "add")
+# Modules that act on every channel for itself, and pass a positive factor on.
+_KEEP = (
+    *(LIPool, GatedPool, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Upsample),
+)
+
+
+def example_input(snn: SpikingNetwork) -> Any:
+    """Two samples of what a network takes, of zeros, by the names of its arguments.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
+        >>> [x.shape for x in example_input(snn).values()]
+        [torch.Size([2, 3])]
+    """
+    return {
+        name: torch.zeros(2, *kind.shape, dtype=kind.dtype, device=snn.device)
+        for name, kind in snn.inputs.items()
+    }
