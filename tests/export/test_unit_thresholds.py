@@ -53,7 +53,11 @@ CASES = {
     "vgg": (vgg, (2, 8, 8), {}),
     "vgg, one threshold": (vgg, (2, 8, 8), {"channel_wise": False}),
     "vgg, shift": (vgg, (2, 8, 8), {"potential": "shift", "max_spikes": 1}),
-    "vgg, spike calibration": (vgg, (2, 8, 8), {"inactivated_spikes": "spike_calibration", "allowance": 2}),
+    "vgg, spike calibration": (
+        vgg,
+        (2, 8, 8),
+        {"inactivated_spikes": "spike_calibration", "allowance": 2},
+    ),
     "resnet": (resnet, (3, 8, 8), {}),
     "resnet, unsigned": (resnet, (3, 8, 8), {"inactivated_spikes": "allow", "max_spikes": 1}),
     "resnet, endless": (resnet, (3, 8, 8), {"max_spikes": math.inf, "threshold": "99%"}),

@@ -1,0 +1,143 @@
+"""A converted network in layers of sinabs, which SynSense's chips and tools understand."""
+
+import importlib
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..functional import per_channel
+from ..graph.repeat import RepeatOverTime
+from ..modules.neuron import BurstIFNode
+from ..modules.temporal import TemporalModule
+from ..network import SpikingNetwork
+from .unit_thresholds import unit_thresholds
+
+__all__ = ["SinabsNetwork", "SinabsNeurons", "to_sinabs"]
+
+
+class SinabsNeurons(nn.Module):
+    """A layer of sinabs' neurons that starts from an initial membrane potential.
+
+    Args:
+        layer: sinabs' layer.
+        v_init: initial membrane potential, a scalar or one value per channel.
+        shift: constant current, shaped likewise, or ``None``.
+    """
+
+    v_init: Tensor
+    shift: Tensor | None
+
+    def __init__(self, layer: nn.Module, v_init: Tensor, shift: Tensor | None) -> None:
+        super().__init__()
+        self.layer: Any = layer
+        self.time_steps = 1
+        self.register_buffer("v_init", v_init.detach().clone())
+        self.register_buffer("shift", None if shift is None else shift.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Counts ``[N·T, ...]`` for currents ``[N·T, ...]``, from a fresh state; time runs fastest."""
+        if self.shift is not None:
+            x = x + per_channel(self.shift, x.dim())
+        sequence = x.unflatten(0, (-1, self.time_steps))
+        self.layer.v_mem = per_channel(self.v_init, x.dim()).expand_as(sequence[:, 0]).clone()
+        return self.layer(sequence).flatten(0, 1).to(x.dtype)  # sinabs counts in float32
+
+
+class SinabsNetwork(nn.Module):
+    """A network whose neurons are sinabs' layers; made by :func:`to_sinabs`.
+
+    Attributes:
+        graph: the layers, of rows sample·T + step, as sinabs' squeezed layers take them.
+        readout: from mean outputs to the answer.
+    """
+
+    def __init__(self, graph: nn.Module, readout: nn.Module) -> None:
+        super().__init__()
+        self.graph, self.readout = graph, readout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of every step ``[N, T, ...]`` for inputs ``[N, T, ...]``, from a fresh state."""
+        samples, steps = x.shape[:2]
+        for module in self.graph.modules():
+            if isinstance(module, SinabsNeurons):
+                module.time_steps = steps
+        return self.graph(x.flatten(0, 1)).unflatten(0, (samples, steps))
+
+    def run(self, x: Tensor, time_steps: int) -> Tensor:
+        """Outputs ``[T, N, ...]`` for an input ``[N, ...]`` that is held, as ``snn.run``."""
+        return self(x.unsqueeze(1).expand(-1, time_steps, *x.shape[1:])).transpose(0, 1)
+
+
+def to_sinabs(snn: SpikingNetwork) -> SinabsNetwork:
+    """The same network in sinabs' layers: the same spikes, at every step.
+
+    Neurons become ``IAF`` of threshold 1 with soft reset (``MembraneSubtract``) that send up to Γ spikes
+    a step (``MaxSpike``, or ``MultiSpike`` for an infinite Γ), after :func:`unit_thresholds`.
+
+    Args:
+        snn: a converted network of unsigned neurons and average pooling, under direct coding.
+
+    Returns:
+        A plain torch module.
+
+    Raises:
+        ImportError: without sinabs; ``pip install 'sj_burst[sinabs]'``.
+        TypeError: for a network that was not converted.
+        ValueError: names every layer that sinabs cannot express, and the option to convert with.
+
+    Source: the neuron of Li & Zeng, IJCAI 2022; sinabs by SynSense.
+
+    Example:
+        >>> import torch
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = sj_burst.convert(ann, [torch.rand(16, 3)], progress=False)
+        >>> to_sinabs(snn)
+        Traceback (most recent call last):
+        ValueError: sinabs cannot express 1 (spikes are taken back); convert with
+        inactivated_spikes='allow'
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(f"to_sinabs wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if problems := [p for name, m in snn.graph.named_modules() if (p := _problem(name, m))]:
+        raise ValueError(f"sinabs cannot express {'; nor '.join(problems)}")
+    layers, activation = _sinabs()
+    unit = unit_thresholds(snn)
+    for name, module in list(unit.graph.named_modules()):
+        if isinstance(module, BurstIFNode):
+            endless = math.isinf(module.max_spikes)
+            layer = layers.IAF(
+                spike_threshold=1.0,
+                spike_fn=activation.MultiSpike if endless else activation.MaxSpike(module.max_spikes),
+                reset_fn=activation.MembraneSubtract(),
+                min_v_mem=None,
+            )
+            unit.graph.set_submodule(name, SinabsNeurons(layer, module.v_init, module.shift))
+        elif isinstance(module, RepeatOverTime):
+            unit.graph.set_submodule(name, nn.Identity())  # every step has rows of its own
+    return SinabsNetwork(unit.graph, unit.readout).eval()
+
+
+def _problem(name: str, module: nn.Module) -> str | None:
+    if isinstance(module, BurstIFNode):
+        if module.negative_slope is not None:
+            return f"{name} (LeakyReLU); train with ReLU"
+        if type(module) is not BurstIFNode or module.signed:
+            return f"{name} (spikes are taken back); convert with inactivated_spikes='allow'"
+        return None
+    if isinstance(module, RepeatOverTime) or not isinstance(module, TemporalModule):
+        return None
+    if hasattr(module, "pool"):
+        return f"{name} ({type(module).__name__}); convert with max_pool='average'"
+    return f"{name} ({type(module).__name__}); convert with coding='direct'"
+
+
+def _sinabs() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("sinabs.layers"), importlib.import_module("sinabs.activation")
+    except ImportError as error:
+        raise ImportError(
+            f"to_sinabs needs sinabs ({error}); pip install 'sj_burst[sinabs]' in an environment of its "
+            "own: it wants an older nir than SpikingJelly's extra"
+        ) from error
