@@ -41,6 +41,9 @@ class Options:
             acts from T = A + 2 on.
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
             scale of thresholds).
+        weight_bits: ``None``, or 2 to 16: weights are integers of so many bits times a scale per output
+            channel. They are rounded as calibration comes to their layer, so that biases and thresholds
+            make up for it.
         calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
             use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
             what is recorded.
@@ -66,6 +69,7 @@ class Options:
     inactivated_spikes: str = "signed"
     allowance: int = 64
     calibration: str = "advanced"
+    weight_bits: int | None = None
     calibration_images: int = 256
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class Options:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
             check_count(least, **{name: value})
+        if self.weight_bits is not None:
+            _check_weight_bits(self.weight_bits)
         object.__setattr__(self, "max_spikes", _checked_max_spikes(self.max_spikes))
         if not isinstance(self.threshold, str) or (
             self.threshold not in THRESHOLD_RULES and parse_percentile(self.threshold) is None
@@ -152,6 +158,13 @@ class Options:
         if missing := [name for name in layers if name not in found]:
             raise ValueError(f"max_spikes: no pattern matches {missing}; add '*': 1 as the last one")
         return found
+
+
+def _check_weight_bits(bits: Any) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"weight_bits must be an integer from 2 to 16, or None, got {bits!r}")
+    if not 2 <= bits <= 16:
+        raise ValueError(f"weight_bits must be from 2 to 16, or None, got {bits}; chips hold 8 or 4")
 
 
 def _checked_max_spikes(value: Any) -> float | dict[str, float]:

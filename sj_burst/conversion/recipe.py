@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.check import why_held
 from ..graph.evaluate import record
+from ..graph.operators import WEIGHTED
 from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
 from ..options import Options
@@ -21,6 +22,7 @@ from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
 from ..rules.statistics import ActivationStatistics
 from ..rules.threshold import fit_threshold
 from ..rules.transfer import Transfer
+from ..rules.weights import round_weights
 from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
@@ -30,7 +32,7 @@ from ..utils.outputs import map_tensors, tensors_of
 from ..utils.spill import free_room
 from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
-from .fits import FITS
+from .fits import FITS, round_layer
 from .observe import observe
 from .prepare import prepare
 
@@ -286,16 +288,24 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         fits = list(_CALIBRATIONS[options.calibration])
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
+        named = dict(FITS)
+        if options.weight_bits is not None:
+            named["round"] = functools.partial(round_layer, bits=options.weight_bits)
+            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
         if fits:
             calibrate_layers(
                 fx_model,
                 work.replaced,
                 self._calibration_batches(fx_model),
                 options.time_steps,
-                [FITS[name] for name in fits],
+                [named[name] for name in fits],
                 device=torch.device(converter.device),
                 progress=self.progress,
             )
+        if options.weight_bits is not None:  # those that no fit has seen
+            for module in fx_model.modules():
+                if isinstance(module, WEIGHTED):
+                    round_weights(module, options.weight_bits)
         reset_net(fx_model)
         dead = {name: int(statistics.dead.sum()) for name, statistics in work.statistics.items()}
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in

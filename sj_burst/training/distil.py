@@ -164,6 +164,10 @@ def distil(
     check_count(epochs=epochs)
     check_positive(lr=lr)
     check_range(0, math.inf, weight_lr=weight_lr)
+    if weight_lr and snn.options.weight_bits is not None:
+        raise ValueError(
+            f"weight_lr={weight_lr} would undo weight_bits={snn.options.weight_bits}; pass weight_lr=0"
+        )
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps)
     student = _Student(snn, steps)

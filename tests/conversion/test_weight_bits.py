@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import Options, load, save
+from sj_burst.rules.weights import weight_scale
+from sj_burst.training import distil
+from tests.networks import resnet, vgg
+
+LAYERS = (nn.Linear, nn.Conv2d)
+X = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("calibration", ["none", "light", "advanced"])
+def test_all_weights_are_integers(convert, calibration, bits):
+    snn = convert(resnet(), [X], weight_bits=bits, calibration=calibration)
+    layers = [m for m in snn.graph.modules() if isinstance(m, LAYERS)]
+    assert len(layers) == 8
+    for layer in layers:
+        levels = layer.weight / weight_scale(layer, bits)
+        assert torch.allclose(levels, levels.round(), atol=1e-2)
+        assert len(levels.round().unique()) <= 2**bits - 1
+
+
+@torch.no_grad()
+def test_calibration_makes_up_for_it(convert):
+    ann = resnet(blocks=2)
+    options = {"time_steps": 4, "max_spikes": 15}
+    errors = {
+        (bits, calibration): (
+            convert(ann, [X], weight_bits=bits, calibration=calibration, **options).answer(X, 4) - ann(X)
+        ).norm()
+        for bits, calibration in (
+            (None, "none"),
+            (3, "none"),
+            (3, "light"),
+            (3, "advanced"),
+            (8, "none"),
+        )
+    }
+    assert errors[3, "none"] > 3 * errors[None, "none"]  # three bits hurt
+    assert errors[3, "light"] < 0.7 * errors[3, "none"]
+    assert errors[3, "advanced"] < errors[3, "light"]
+    assert errors[8, "none"] < 2 * errors[None, "none"]
+
+
+def test_the_ann_is_left_alone_and_files_hold_it(convert, tmp_path):
+    ann = vgg()
+    before = {name: value.clone() for name, value in ann.state_dict().items()}
+    x = torch.randn(16, 2, 8, 8)
+    snn = convert(ann, [x], weight_bits=8)
+    assert all(torch.equal(value, before[name]) for name, value in ann.state_dict().items())
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", ann)
+    assert again.options.weight_bits == 8
+    assert torch.equal(again.run(x, 3), snn.run(x, 3))
+    with pytest.raises(ValueError, match="pass weight_lr=0"):
+        distil(snn, ann, [x], progress=False)
+    fitted = distil(snn, ann, [x], weight_lr=0, epochs=1, progress=False)
+    for a, b in zip(fitted.graph.modules(), snn.graph.modules(), strict=True):
+        assert not isinstance(a, LAYERS) or torch.equal(a.weight, b.weight)
+
+
+@pytest.mark.parametrize("bits", [1, 17, 0, -8])
+def test_other_numbers_of_bits(bits):
+    with pytest.raises(ValueError, match=f"from 2 to 16, or None, got {bits}"):
+        Options(weight_bits=bits)
+
+
+@pytest.mark.parametrize("bits", [True, 8.0, "8"])
+def test_what_is_no_number_of_bits(bits):
+    with pytest.raises(TypeError, match="weight_bits must be an integer"):
+        Options(weight_bits=bits)
