@@ -90,6 +90,7 @@ SETTINGS = [
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
     *(_ours(f"sj_burst, Γ={gamma}, distilled", True, max_spikes=gamma) for gamma in (1, 4, 15)),
+    *(_ours(f"sj_burst, Γ=4, {b}-bit weights", max_spikes=4, weight_bits=b) for b in (8, 4)),
     *(
         _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")
         for gamma in (1, 4, 15)
