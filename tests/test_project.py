@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,21 @@ SMALLEST = {
 NEEDS = {"14_onnx.py": "onnx2torch"}
 
 
+def photographs(folder):
+    """Options of a folder of noise in two classes, and of a network with random weights."""
+    from torchvision.models import squeezenet1_1
+
+    for number in range(12):
+        path = folder / "photos" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1(weights=None).state_dict(), folder / "weights.pt")
+    network = ["--network", "squeezenet1_1", "--weights", str(folder / "weights.pt")]
+    return ["--data", str(folder / "photos"), *network, "--settings", "4:2", "--distil", "1"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "tutorials").glob("[0-9]*.py")))
 def test_tutorials_run_at_their_smallest_size(script, tmp_path):
@@ -64,6 +82,9 @@ def test_tutorials_run_at_their_smallest_size(script, tmp_path):
         pytest.importorskip(NEEDS[script])
     small = ["--epochs", "1", "--train-images", "500", "--test-images", "100"]
     small += SMALLEST.get(script, [])
+    if script == "11_imagenet.py":
+        small += photographs(tmp_path / "given")
+        tmp_path = tmp_path / "figures"
     result = run(
         *(sys.executable, "-W", "ignore", f"tutorials/{script}", *small),
         *("--calibration-images", "100", "--figures", str(tmp_path)),
