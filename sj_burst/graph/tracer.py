@@ -67,10 +67,18 @@ class ExampleTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record the call, but not while the example is computed."""
-        if self._evaluating:
+        """Record the call, but not while the example is computed.
+
+        A container made in forward, as a slice of a ``Sequential`` is, is no module of the network;
+        those in it are.
+        """
+        made = isinstance(m, nn.Sequential) and not self._is_installed(m)
+        if self._evaluating or made:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def _is_installed(self, module: nn.Module) -> bool:
+        return any(module is other for other in self.root.modules())
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters are recorded where they are read, but not while the example is computed."""

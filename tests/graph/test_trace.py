@@ -281,3 +281,22 @@ def test_the_length_of_a_sequence_follows_or_is_refused(convert):
     assert (snn.run(x, 64).mean(0) - net(x)).norm() < 0.1 * net(x).norm()
     with pytest.raises(ValueError, match=r"size \[3, 4\] that it was converted for, and got \[7, 4\]"):
         snn.run(longer, 2)
+
+
+def test_a_slice_of_a_sequential_is_its_layers():
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+
+        def forward(self, x):
+            h = self.features[:2](x)
+            return h, self.features[2:](h)
+
+    net, x = Sliced(), torch.randn(4, 3)
+    gm = standardize(net, x)
+    assert [n.target for n in gm.graph.nodes if n.op == "call_module"] == [
+        f"features.{i}" for i in range(4)
+    ]
+    for got, wanted in zip(gm(x), net(x), strict=True):
+        assert torch.allclose(got, wanted)

@@ -134,7 +134,7 @@ def torchvision_entries() -> Iterator[Entry]:
 _INPUTS = {
     "inception_v3": (3, 80, 80),
     "quantized_inception_v3": (3, 80, 80),
-    **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32"), (3, 224, 224)),
+    **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"), (3, 224, 224)),
     **dict.fromkeys(("maxvit_t",), (3, 224, 224)),
     **dict.fromkeys(("mvit_v1_b", "mvit_v2_s"), (3, 16, 224, 224)),
 }
