@@ -11,6 +11,8 @@ from ..graph.repeat import RepeatOverTime
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork
+from ..utils.checks import check_count
+from ..utils.outputs import map_tensors
 from .unit_thresholds import unit_thresholds
 
 __all__ = ["SinabsNetwork", "SinabsNeurons", "to_sinabs"]
@@ -56,17 +58,20 @@ class SinabsNetwork(nn.Module):
         super().__init__()
         self.graph, self.readout = graph, readout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *x: Tensor) -> Any:
         """Outputs of every step ``[N, T, ...]`` for inputs ``[N, T, ...]``, from a fresh state."""
-        samples, steps = x.shape[:2]
+        samples, steps = x[0].shape[:2]
         for module in self.graph.modules():
             if isinstance(module, SinabsNeurons):
                 module.time_steps = steps
-        return self.graph(x.flatten(0, 1)).unflatten(0, (samples, steps))
+        out = self.graph(*(part.flatten(0, 1) for part in x))
+        return map_tensors(lambda t: t.unflatten(0, (samples, steps)), out)
 
-    def run(self, x: Tensor, time_steps: int) -> Tensor:
-        """Outputs ``[T, N, ...]`` for an input ``[N, ...]`` that is held, as ``snn.run``."""
-        return self(x.unsqueeze(1).expand(-1, time_steps, *x.shape[1:])).transpose(0, 1)
+    def run(self, *x: Tensor, time_steps: int) -> Any:
+        """Outputs ``[T, N, ...]`` for inputs ``[N, ...]`` that are held, as of ``snn.run(x, T)``."""
+        check_count(time_steps=time_steps)
+        held = [part.unsqueeze(1).expand(-1, time_steps, *part.shape[1:]) for part in x]
+        return map_tensors(lambda t: t.transpose(0, 1), self(*held))
 
 
 def to_sinabs(snn: SpikingNetwork) -> SinabsNetwork:

@@ -57,8 +57,8 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
         snn: a converted network; stays as it is, but for its reset state.
 
     Returns:
-        A network in eval mode that returns what ``snn`` returns. It has other weights than the ANN, so
-        that :func:`sj_burst.load` does not read it: save its ``state_dict()``.
+        A network in eval mode that returns what ``snn`` returns. Where scales stand,
+        :func:`sj_burst.load` cannot build it again from the ANN: save its ``state_dict()``.
 
     Raises:
         TypeError: for a network that was not converted.

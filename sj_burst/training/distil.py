@@ -48,7 +48,7 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: for another kind, or ``"kl"`` of what are no class scores.
+        ValueError: for another kind, other shapes, or ``"kl"`` of what are no class scores.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015.
 
@@ -59,7 +59,14 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
         0.502
     """
     check_loss(kind)
-    pairs = list(zip(tensors_of(out).values(), tensors_of(wanted).values(), strict=True))
+    outs, targets = tensors_of(out), tensors_of(wanted)
+    shapes, others = ({k: list(t.shape) for k, t in found.items()} for found in (outs, targets))
+    if shapes != others:
+        raise ValueError(
+            f"the answers have shapes {list(shapes.values())}, and the teacher's {list(others.values())}; "
+            "pass the network that snn was converted from"
+        )
+    pairs = list(zip(outs.values(), targets.values(), strict=True))
     if kind == "mse":
         return sum((_relative_error(o, q) for o, q in pairs), torch.zeros(()))
     o, q = pairs[0]
@@ -181,9 +188,10 @@ def distil(
         found = batches(loader, "loader", time_dim, steps)
         for x, _ in tqdm(found, f"distil {epoch}/{epochs}", disable=not progress, leave=False):
             x = x.to(snn.device)
+            answer = student.answer(x)
             with torch.no_grad():
                 wanted = evaluate(ann, x.picture())
-            losses.append(step(distillation_loss(student.answer(x), wanted, loss), optimizer))
+            losses.append(step(distillation_loss(answer, wanted, loss), optimizer))
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)

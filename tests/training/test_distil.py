@@ -174,6 +174,10 @@ def test_bad_arguments(convert):
         distil(one, heads, [torch.rand(8, 3)], **QUIET)
     with pytest.raises(ValueError, match="weight_lr"):
         distil(snn, ann, DATA, weight_lr=-1, **QUIET)
+    with pytest.raises(ValueError, match="pass the network that snn was converted from"):
+        distil(snn, nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), DATA, **QUIET)
+    with pytest.raises(ValueError, match="calibrated on samples"):
+        distil(snn, ann, [torch.rand(8, 2, 8, 8)], **QUIET)
     with pytest.raises(ValueError, match="lower lr"):
         distil(snn, ann, DATA, lr=1e9, epochs=3, **QUIET)
 
