@@ -63,7 +63,7 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
     shapes, others = ({k: list(t.shape) for k, t in found.items()} for found in (outs, targets))
     if shapes != others:
         raise ValueError(
-            f"the answers have shapes {list(shapes.values())}, the teacher's {list(others.values())}; pass "
+            f"answers have shapes {list(shapes.values())}, the teacher's {list(others.values())}; pass "
             "the network that snn was converted from"
         )
     pairs = list(zip(outs.values(), targets.values(), strict=True))
