@@ -66,7 +66,7 @@ class RateNeuron(nn.Module):
         theta = functional.per_channel(self.threshold * self.log_scale.exp(), z.dim())
         potential = functional.per_channel(self.potential, z.dim())
         u = (z + functional.per_channel(self.shift, z.dim())) * steps / theta + potential
-        # Clipped before the floor: torch gives no gradient at the ends, where floors would pile up.
+        # Clipped before the floor: newer torch has no gradient at the ends, where floors would pile up.
         u = u.clamp(0.0 if self.negative_slope is None else -most, most)
         count = u + (u.floor() - u).detach()
         if self.negative_slope is not None:

@@ -1,7 +1,7 @@
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sj_burst import BurstIFNode
@@ -40,6 +40,7 @@ def test_gradients_are_those_of_the_clipped_line(z, theta, gamma, steps):
     z = torch.tensor([z], dtype=torch.float64, requires_grad=True)
     rate(z).sum().backward()
     u = (z * steps / theta + 0.5).detach()
+    assume(not bool(((u == 0) | (u == gamma * steps)).any()))  # there, versions of torch differ
     count = u.floor().clamp(0, gamma * steps)
     inside = (u > 0) & (u < gamma * steps)
     torch.testing.assert_close(z.grad, inside.to(z.dtype))
