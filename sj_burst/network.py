@@ -145,6 +145,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
 
     Attributes:
         readout: from mean outputs ``[N, ...]`` to the answer; ``nn.Identity`` if they are the answer.
+        folded: whether weights hold the thresholds, which are 1; such a network is of no ANN any more.
         measured: T and spikes per sample of the last :func:`sj_burst.simulate`; ``None`` before.
 
     Example:
@@ -171,6 +172,7 @@ class SpikingNetwork(nn.Module, base.StepModule):
         self.dead = dead or {}
         self.held_only = held_only
         self.measured: tuple[int, float] | None = None
+        self.folded = False
         self._step_mode = "s"
 
     @property

@@ -49,6 +49,11 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
             f"save wants a network converted by BurstRecipe, got {type(snn).__name__}; "
             "use torch.save(net.state_dict(), path) for others"
         )
+    if snn.folded:
+        raise ValueError(
+            "the network's weights hold its thresholds, and load builds networks from their ANN; save "
+            "the network that it was made of, or its state_dict() by torch.save"
+        )
     write_atomically(network_contents(snn), path)
 
 

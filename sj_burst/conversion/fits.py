@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..rules.weights import round_weights
 from .layer import Layer, add_bias, channel_mean
 from .ridge import refit_weights
+from .weights import round_weights
 
 __all__ = ["FITS", "round_layer"]
 

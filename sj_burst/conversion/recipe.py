@@ -22,7 +22,6 @@ from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
 from ..rules.statistics import ActivationStatistics
 from ..rules.threshold import fit_threshold
 from ..rules.transfer import Transfer
-from ..rules.weights import round_weights
 from ..utils import distributed
 from ..utils.checks import check_network
 from ..utils.exclusive import CONVERTING
@@ -35,6 +34,7 @@ from .calibration import calibrate_layers
 from .fits import FITS, round_layer
 from .observe import observe
 from .prepare import prepare
+from .weights import round_weights
 
 __all__ = ["BurstRecipe", "convert"]
 

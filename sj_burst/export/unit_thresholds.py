@@ -57,8 +57,8 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
         snn: a converted network; stays as it is, but for its reset state.
 
     Returns:
-        A network in eval mode that returns what ``snn`` returns. Where scales stand,
-        :func:`sj_burst.load` cannot build it again from the ANN: save its ``state_dict()``.
+        A network in eval mode that returns what ``snn`` returns. :func:`sj_burst.save` refuses it, as
+        :func:`sj_burst.load` builds from the ANN: save ``snn``, or the ``state_dict()`` of this one.
 
     Raises:
         TypeError: for a network that was not converted.
@@ -83,6 +83,7 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
     reset_net(snn)
     unit = copy.deepcopy(snn).eval()
     _Folding(unit).run()
+    unit.folded = True
     return unit
 
 

@@ -337,6 +337,10 @@ def free_the_layout(gm: fx.GraphModule) -> None:
         retyped = any(isinstance(argument, torch.dtype) for argument in arguments)
         if node.op == "call_method" and node.target in _VIEWS and not retyped:
             node.target = _VIEWS[str(node.target)]
+        if node.target is torch.kron:  # it views what it is given
+            for source in node.all_input_nodes:
+                with gm.graph.inserting_before(node):
+                    node.replace_input_with(source, gm.graph.call_method("contiguous", (source,)))
 
 
 def free_the_batch(gm: fx.GraphModule, values: Values) -> None:

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
@@ -179,7 +179,8 @@ def distil(
     check_count(time_steps=steps)
     student = _Student(snn, steps)
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
-    total = epochs * sum(1 for _ in batches(loader, "loader", time_dim))
+    count = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+    total = max(1, epochs * count)  # an empty loader is told of below
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
     run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))

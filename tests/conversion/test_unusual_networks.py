@@ -392,3 +392,19 @@ def test_what_rests_in_two_samples_is_seen(convert, low):
 
     with pytest.raises(ValueError, match="differs from the network"):
         convert(Views(), [0.5 + torch.rand(8, 3)])
+
+
+@torch.no_grad()
+def test_an_operator_that_views_its_input_sees_it_contiguous(convert):
+    class Tiled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            return self.b(torch.kron(torch.relu(self.a(x)), torch.ones(1, 1, 2, 2)))
+
+    net, x = Tiled().eval(), torch.randn(6, 3, 8, 8)
+    snn = convert(net, [x], max_spikes=64, calibration="none")
+    out = snn.run(x.to(memory_format=torch.channels_last), 8).mean(0)
+    assert (out - net(x)).norm() < 0.02 * net(x).norm()

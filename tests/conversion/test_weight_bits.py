@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sj_burst import Options, load, save
-from sj_burst.rules.weights import weight_scale
+from sj_burst.conversion.weights import weight_scale
 from sj_burst.training import distil
 from tests.networks import resnet, vgg
 

@@ -137,3 +137,10 @@ def test_it_runs_wherever_a_network_runs(convert):
 def test_another_network_is_refused():
     with pytest.raises(TypeError, match="converted by BurstRecipe, got Linear"):
         unit_thresholds(nn.Linear(2, 2))
+
+
+def test_files_are_of_the_converted_network(convert, tmp_path):
+    unit = unit_thresholds(convert(vgg(), [torch.rand(8, 2, 8, 8)], calibration="none"))
+    with pytest.raises(ValueError, match=r"save the network that it was made of, or its state_dict\(\)"):
+        sj_burst.save(unit, tmp_path / "unit.pt")
+    assert not list(tmp_path.iterdir())

@@ -135,4 +135,5 @@ def _tensors(value: Any) -> Any:
 
 
 def _short(error: Exception) -> str:
-    return re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:1500]
+    text = str(error).partition("While executing")[0]  # then come places on this machine
+    return re.sub(r"\s+", " ", f"{type(error).__name__}: {text}").strip()[:1500]

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TRANSPOSED", "round_weights", "weight_scale"]
+from ..graph.operators import TRANSPOSED_CONVOLUTIONS
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+__all__ = ["round_weights", "weight_scale"]
 
 
 def weight_scale(layer: Any, bits: int) -> Tensor:
@@ -28,7 +28,7 @@ def weight_scale(layer: Any, bits: int) -> Tensor:
     """
     weight = layer.weight.detach()
     most = 2 ** (bits - 1) - 1
-    if isinstance(layer, TRANSPOSED):  # [inputs, outputs/groups, ...]
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...]
         parts = weight.unflatten(0, (layer.groups, -1)).abs()
         dims = [1, *range(3, parts.dim())]
         largest = parts.amax(dims, keepdim=True).expand(-1, parts.shape[1], *parts.shape[2:])

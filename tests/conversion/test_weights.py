@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst.rules.weights import round_weights
+from sj_burst.conversion.weights import round_weights
 
 LAYERS = [
     nn.Linear(5, 7),
