@@ -41,9 +41,10 @@ class Options:
             acts from T = A + 2 on.
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
             scale of thresholds).
-        weight_bits: ``None``, or 2 to 16: weights are integers of so many bits times a scale per output
-            channel. They are rounded as calibration comes to their layer, so that biases and thresholds
-            make up for it.
+        weight_bits: ``None``, or 2 to 16: the weights by which counts of spikes are multiplied are
+            integers of so many bits times a scale per output channel (the thresholds of the neurons
+            before them are in it, channel by channel). They are rounded as calibration comes to their
+            layer, so that biases and thresholds make up for it.
         calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
             use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
             what is recorded.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..graph.evaluate import record
 from ..graph.operators import WEIGHTED
 from ..graph.trace import is_module
+from ..graph.units import Shapes, count_units
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
@@ -22,6 +23,7 @@ from ..utils.spill import Spill, memory_budget
 from .activations import Activations, Batches, recorded_nodes
 from .layer import Layer
 from .sources import Source, current_sources
+from .weights import unit_met
 
 __all__ = ["calibrate_layers"]
 
@@ -66,6 +68,7 @@ def calibrate_layers(
     values = record(gm, map_tensors(lambda t: t[:2].to(device), join([inputs[0]] * 2)))
     reset_net(gm)
     sources, costs = current_sources(gm, values), _costs(gm, values)
+    shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
     del values
     plan = _plan(gm, sources)
     bar = tqdm(
@@ -81,7 +84,7 @@ def calibrate_layers(
         for node in costs:
             ann.evaluate(node)
             if node in sources:
-                _fit(node, sources[node], ann, snn, fits)
+                _fit(node, sources[node], ann, snn, shapes, fits)
             if node not in plan.refitted:
                 snn.evaluate(node)
             for value in plan.freed.get(node, []):
@@ -135,6 +138,7 @@ def _fit(
     source: Source,
     ann: Activations,
     snn: Activations,
+    shapes: Shapes,
     fits: Iterable[Callable[[Layer], None]],
 ) -> None:
     """Fit a neuron, or an affine module after the last neuron."""
@@ -142,6 +146,7 @@ def _fit(
     neuron = module if isinstance(module, BurstIFNode) else None
     current: Any = node if neuron is None else node.args[0]
     count, kept = len(snn.inputs), []
+    unit: Tensor | None = None
     inputs: Sequence[Tensor] = []
     wanted: Sequence[Tensor] = []
     residuals: Sequence[Tensor] = [torch.zeros(())] * count
@@ -149,6 +154,7 @@ def _fit(
         inputs, record = snn.means(affine.args[0])
         wanted = ann[current]
         kept.append(record)
+        unit = unit_met(snn.gm, affine, shapes, count_units(snn.gm, shapes))
     if source.residual is not None:
         residuals, record = snn.means(source.residual)
         wanted = Batches(count, lambda i: ann[current][i] - residuals[i])
@@ -165,6 +171,7 @@ def _fit(
         time_steps=snn.folds[0].steps,
         device=snn.device,
         bounded=isinstance(ann.module(node), nn.Hardtanh | BoundedActivation),
+        unit=unit,
     )
     for fit in fits:
         fit(layer)

@@ -100,7 +100,7 @@ def _batches_with(images: int, batches: Sequence[Tensor]) -> int:
 def round_layer(layer: Layer, bits: int) -> None:
     """Round the weights before a neuron; what is fitted after it makes up for the mean error."""
     if layer.affine is not None:
-        round_weights(layer.affine, bits)
+        round_weights(layer.affine, bits, layer.unit)
 
 
 FITS: dict[str, Callable[[Layer], None]] = {

@@ -32,6 +32,7 @@ class Layer:
         time_steps: T.
         device: where the network runs; the values above are on the CPU.
         bounded: whether the activation has an upper bound, which fixes the threshold.
+        unit: what a count of ``affine``'s input weighs; ``None`` if it is not made of counts.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Layer:
     time_steps: int
     device: torch.device
     bounded: bool = False
+    unit: Tensor | None = None
 
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""

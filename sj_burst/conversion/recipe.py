@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from ..graph.check import why_held
 from ..graph.evaluate import record
-from ..graph.operators import WEIGHTED
 from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
 from ..options import Options
@@ -34,7 +33,7 @@ from .calibration import calibrate_layers
 from .fits import FITS, round_layer
 from .observe import observe
 from .prepare import prepare
-from .weights import round_weights
+from .weights import round_all
 
 __all__ = ["BurstRecipe", "convert"]
 
@@ -303,9 +302,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 progress=self.progress,
             )
         if options.weight_bits is not None:  # those that no fit has seen
-            for module in fx_model.modules():
-                if isinstance(module, WEIGHTED):
-                    round_weights(module, options.weight_bits)
+            round_all(fx_model, options.weight_bits, work.x)
         reset_net(fx_model)
         dead = {name: int(statistics.dead.sum()) for name, statistics in work.statistics.items()}
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in

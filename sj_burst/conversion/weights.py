@@ -1,13 +1,18 @@
 """Weights of few bits: symmetric, one scale per output channel."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
 
-from ..graph.operators import TRANSPOSED_CONVOLUTIONS
+from ..graph.evaluate import record
+from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
+from ..graph.trace import call_sites, is_module
+from ..graph.units import Shapes, count_units, meets_channels, scale_inputs
 
-__all__ = ["round_weights", "weight_scale"]
+__all__ = ["round_all", "round_weights", "unit_met", "weight_scale"]
 
 
 def weight_scale(layer: Any, bits: int) -> Tensor:
@@ -39,12 +44,18 @@ def weight_scale(layer: Any, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def round_weights(layer: Any, bits: int) -> None:
-    """Round the weights of a layer to integers of b bits times the scale of their output channel.
+def round_weights(layer: Any, bits: int, unit: Tensor | None = None) -> None:
+    r"""Round the weights of a layer to integers of b bits times the scale of their output channel.
+
+    .. math::
+        W_{oc} \leftarrow s_o q_{oc} / u_c, \qquad q_{oc} = \mathrm{round}(W_{oc} u_c / s_o)
+
+    with what a count of input c weighs, u: so that counts meet integers, whatever the thresholds.
 
     Args:
         layer: a linear or convolutional layer, which gets a new parameter.
         bits: b ≥ 2; integers from −(2^{b−1} − 1) to 2^{b−1} − 1.
+        unit: u, a scalar or ``[inputs]``; ``None`` for an input that is not made of counts.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -53,5 +64,37 @@ def round_weights(layer: Any, bits: int) -> None:
         >>> layer.weight.tolist()
         [[0.6666666865348816, -1.0]]
     """
+    if unit is not None:
+        scale_inputs(layer, unit)
     scale = weight_scale(layer, bits)
     layer.weight = nn.Parameter((layer.weight.detach() / scale).round() * scale)
+    if unit is not None:
+        scale_inputs(layer, 1 / unit)
+
+
+def round_all(gm: fx.GraphModule, bits: int, x: Any) -> None:
+    """Round the weights of all layers, those that several calls share without regard to their inputs.
+
+    Args:
+        gm: a converted graph; its layers are changed.
+        bits: b ≥ 2.
+        x: an example input.
+    """
+    shapes = {n: v.shape for n, v in record(gm, x).items() if isinstance(v, Tensor)}
+    reset_net(gm)
+    units = count_units(gm, shapes)
+    done = set()
+    for node in gm.graph.nodes:
+        if is_module(gm, node, WEIGHTED) and node.target not in done:
+            done.add(node.target)
+            layer = gm.get_submodule(str(node.target))
+            round_weights(layer, bits, unit_met(gm, node, shapes, units))
+
+
+def unit_met(
+    gm: fx.GraphModule, node: fx.Node, shapes: Shapes, units: Mapping[fx.Node, Tensor]
+) -> Tensor | None:
+    """The unit of the counts that a layer reads; ``None`` if it has no counts to itself."""
+    unit = units.get(node.all_input_nodes[0])
+    alone = call_sites(gm, node.target) == 1
+    return unit if unit is not None and alone and meets_channels(gm, node, shapes, unit) else None

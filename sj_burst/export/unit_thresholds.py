@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from ..functional import per_channel
 from ..graph.evaluate import record
-from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
+from ..graph.operators import WEIGHTED
 from ..graph.trace import is_module
+from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
-from ..modules.pooling import GatedPool, LIPool, MaxOver
 from ..network import SpikingNetwork
 
 __all__ = ["Scale", "unit_thresholds"]
@@ -92,7 +92,8 @@ class _Folding:
 
     def __init__(self, snn: SpikingNetwork) -> None:
         self.gm: fx.GraphModule = snn.graph
-        self.values = record(self.gm, example_input(snn))
+        values = record(self.gm, example_input(snn))
+        self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
         reset_net(snn)
         self.scales: dict[fx.Node, Tensor] = {}  # of values that are not in units of the ANN
         self.made = 0
@@ -112,35 +113,17 @@ class _Folding:
         sources = node.all_input_nodes
         if node.target in _SUMS and self._adds_maps(node) and self._threshold_after(node) is not None:
             return self._sum
-        scales = [self.scales[n] for n in sources if n in self.scales]
-        if scales and all(scale.dim() <= 1 for scale in scales):
-            if is_module(self.gm, node, WEIGHTED) and self._by_channel(node, sources[0]):
+        if sources and (scale := self.scales.get(sources[0])) is not None and scale.dim() <= 1:
+            if meets_channels(self.gm, node, self.shapes, scale):
                 return self._layer
-            if is_module(self.gm, node, _KEEP) and not self._over_channels(node):
-                return self._keep
-            if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
-                return self._cat
-            if self._flattens(node):
-                return self._flatten
+        if passed_on(self.gm, node, self.shapes, self.scales) is not None:
+            return self._pass_on
         return self._restore
-
-    def _by_channel(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether the layer's channels are dimension 1, as those of the scale are."""
-        scalar = self.scales.get(source, torch.ones(())).dim() == 0
-        return scalar or not is_module(self.gm, node, nn.Linear) or self.values[source].dim() == 2
-
-    def _over_channels(self, node: fx.Node) -> bool:
-        pool = getattr(self.gm.get_submodule(str(node.target)), "pool", None)
-        return isinstance(pool, MaxOver)
-
-    def _flattens(self, node: fx.Node) -> bool:
-        flat = is_module(self.gm, node, nn.Flatten) or node.target in (torch.flatten, "flatten")
-        return flat and len(node.all_input_nodes) == 1 and self.values[node].dim() == 2
 
     def _adds_maps(self, node: fx.Node) -> bool:
         """Whether two values with the same channels are added."""
-        shape = self.values[node].shape
-        parts = [self.values[n].shape for n in node.all_input_nodes]
+        shape = self.shapes[node]
+        parts = [self.shapes[n] for n in node.all_input_nodes]
         return len(parts) == 2 and all(
             part[1:2] == shape[1:2] and len(part) == len(shape) for part in parts
         )
@@ -176,7 +159,7 @@ class _Folding:
         """Let a node read a value in units of θ; a layer that nothing else reads does it itself."""
         layer = is_module(self.gm, source, WEIGHTED) and list(source.users) == [node]
         by_channel = theta.dim() == 0 or not is_module(self.gm, source, nn.Linear)
-        by_channel = by_channel or (theta.dim() == 1 and self.values[source].dim() == 2)
+        by_channel = by_channel or (theta.dim() == 1 and len(self.shapes[source]) == 2)
         if layer and theta.dim() <= 1 and by_channel and source not in self.scales:
             scale_outputs(self._own(source), 1 / theta)
         else:
@@ -185,20 +168,10 @@ class _Folding:
     def _layer(self, node: fx.Node) -> None:
         scale_inputs(self._own(node), self.scales[node.all_input_nodes[0]])
 
-    def _keep(self, node: fx.Node) -> None:
-        self.scales[node] = self.scales[node.all_input_nodes[0]]
-
-    def _cat(self, node: fx.Node) -> None:
-        parts = []
-        for source in node.all_input_nodes:
-            one = torch.ones((), dtype=self.values[source].dtype, device=self.values[source].device)
-            parts.append(self.scales.get(source, one).expand(self.values[source].shape[1]))
-        self.scales[node] = torch.cat(parts)
-
-    def _flatten(self, node: fx.Node) -> None:
-        source = node.all_input_nodes[0]
-        shape = self.values[source].shape
-        self.scales[node] = per_channel(self.scales[source], len(shape)).expand(1, *shape[1:]).flatten()
+    def _pass_on(self, node: fx.Node) -> None:
+        scale = passed_on(self.gm, node, self.shapes, self.scales)
+        assert scale is not None
+        self.scales[node] = scale
 
     def _restore(self, node: fx.Node) -> None:
         """Let an operation see what it saw in the converted network."""
@@ -214,7 +187,7 @@ class _Folding:
         self.gm.add_submodule(name, Scale(factor))
         with self.gm.graph.inserting_before(node):
             scaled = self.gm.graph.call_module(name, (source,))
-        self.values[scaled] = self.values[source]
+        self.shapes[scaled] = self.shapes[source]
         node.replace_input_with(source, scaled)
 
     def _own(self, node: fx.Node) -> Any:
@@ -228,55 +201,7 @@ class _Folding:
         return module
 
 
-def scale_inputs(layer: Any, scale: Tensor) -> None:
-    """Weights times the scale of what they meet, a scalar or ``[inputs]``.
-
-    Example:
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> before = layer(torch.tensor([[3.0, 8.0]]))
-        >>> scale_inputs(layer, torch.tensor([1.0, 4.0]))
-        >>> torch.allclose(layer(torch.tensor([[3.0, 2.0]])), before)
-        True
-    """
-    weight = layer.weight.detach()
-    if scale.dim() == 0:
-        layer.weight = nn.Parameter(weight * scale)
-    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...]
-        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
-    else:  # [outputs, inputs/groups, ...]
-        groups = getattr(layer, "groups", 1)
-        columns = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1))
-
-
-def scale_outputs(layer: Any, scale: Tensor) -> None:
-    """What a layer returns times a scale, a scalar or ``[outputs]``, by its weights and bias.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> before = layer(torch.ones(1, 2))
-        >>> scale_outputs(layer, torch.tensor([1.0, 4.0]))
-        >>> torch.allclose(layer(torch.ones(1, 2)), before * torch.tensor([1.0, 4.0]))
-        True
-    """
-    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
-    if scale.dim() == 0:
-        layer.weight = nn.Parameter(weight * scale)
-    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):
-        rows = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * rows).flatten(0, 1))
-    else:
-        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach() * scale)
-
-
 _SUMS = (operator.add, torch.add, "add")
-# Modules that act on every channel for itself, and pass a positive factor on.
-_KEEP = (
-    *(LIPool, GatedPool, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Upsample),
-)
 
 
 def example_input(snn: SpikingNetwork) -> Any:

@@ -9,6 +9,7 @@ import csv
 import fnmatch
 import multiprocessing
 import multiprocessing.connection
+import resource
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,9 +34,10 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=ROOT / "figures" / "zoo.csv")
     parser.add_argument("--again", nargs="*", default=[], help="verdicts to try again")
     parser.add_argument("--seconds", type=float, default=120, help="limit for one network")
+    parser.add_argument("--gigabytes", type=float, default=8, help="limit of memory for one network")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--table", action="store_true", help="only write the table")
-    parser.add_argument("--survey-timm", action="store_true", help="only choose the networks of timm")
+    parser.add_argument("--survey-timm", action="store_true", help="only list the networks of timm")
     arguments = parser.parse_args()
     if arguments.survey_timm:
         survey_timm()
@@ -49,7 +51,7 @@ def main() -> None:
             if (entry.library, entry.name) not in done
             and any(fnmatch.fnmatch(f"{entry.library}/{entry.name}", p) for p in arguments.only)
         ]
-        for result in _attempt_all(wanted, arguments.jobs, arguments.seconds):
+        for result in _attempt_all(wanted, arguments):
             print(result.library, result.network, result.verdict, result.reason[:300], flush=True)
             rows.append(result.row())
             _write(arguments.csv, rows)
@@ -72,21 +74,21 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _attempt_all(wanted: list[Entry], jobs: int, seconds: float) -> Iterator[Result]:
+def _attempt_all(wanted: list[Entry], limits: argparse.Namespace) -> Iterator[Result]:
     """Each in a forked process; so many at a time."""
     context = multiprocessing.get_context("fork")
     waiting, running = list(reversed(wanted)), []
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and len(running) < limits.jobs:
             entry = waiting.pop()
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(entry, sender))
+            process = context.Process(target=_work, args=(entry, sender, limits.gigabytes))
             process.start()
             sender.close()
             running.append((entry, process, receiver))
         entry, process, receiver = running.pop(0)
         try:
-            late = not receiver.poll(seconds)
+            late = not receiver.poll(limits.seconds)
             verdict = Result(entry.library, entry.name, "timed out") if late else receiver.recv()
         except EOFError:
             verdict = Result(entry.library, entry.name, "does not run", "its process died")
@@ -95,10 +97,12 @@ def _attempt_all(wanted: list[Entry], jobs: int, seconds: float) -> Iterator[Res
         yield verdict
 
 
-def _work(entry: Entry, sender: Any) -> None:
+def _work(entry: Entry, sender: Any, gigabytes: float) -> None:
     warnings.simplefilter("ignore")
     logger.remove()
     torch.set_num_threads(1)
+    most = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     sender.send(attempt(entry))
 
 

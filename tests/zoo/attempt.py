@@ -27,7 +27,7 @@ class Result:
 
     ``verdict`` is one of: converts; converts wrongly (with a million levels the error is not below 1 %);
     refused rightly (the oracle or the author has a reason); refused wrongly (neither has); does not run
-    (as an ordinary network); timed out.
+    (as an ordinary network); timed out; too large (for the memory that it was given).
     """
 
     library: str
@@ -55,7 +55,7 @@ def attempt(entry: Entry) -> Result:
         net = make_ordinary(entry.make(), entry.samples(8))
         finding = inquire(net, x)
     except Exception as error:
-        result.verdict, result.reason = "does not run", _short(error)
+        result.verdict, result.reason = _too_large(error) or "does not run", _short(error)
         return result
     try:
         _convert_and_compare(result, net, x)
@@ -63,7 +63,7 @@ def attempt(entry: Entry) -> Result:
             result.reason = f"unknown to the oracle: {', '.join(dict.fromkeys(finding.unknown))}"
     except Exception as error:
         why = entry.refused_for or finding.verdict
-        result.verdict = "refused rightly" if why else "refused wrongly"
+        result.verdict = _too_large(error) or ("refused rightly" if why else "refused wrongly")
         result.reason = why or _short(error)
     result.seconds = time.time() - start
     return result
@@ -132,6 +132,12 @@ def _tensors(value: Any) -> Any:
     elif is_dataclass(value):
         for part in fields(value):
             yield from _tensors(getattr(value, part.name))
+
+
+def _too_large(error: Exception) -> str:
+    """The verdict of a network that needs more memory than there is."""
+    causes = f"{error} {error.__cause__}"
+    return "too large" if isinstance(error, MemoryError) or "allocate memory" in causes else ""
 
 
 def _short(error: Exception) -> str:

@@ -13,23 +13,18 @@ from torch import nn
 from .entry import Entry
 from .oracle import inquire
 
-__all__ = ["LIBRARIES", "SELECTION", "smp_entries", "survey_timm", "timm_entries", "torchvision_entries"]
+__all__ = ["LIBRARIES", "TIMM", "smp_entries", "survey_timm", "timm_entries", "torchvision_entries"]
 
-SELECTION = Path(__file__).parent / "timm.csv"
+TIMM = Path(__file__).parent / "timm.csv"
 _SIZES = (64, 96, 128, 224, 256, 299, 384, 512)  # tried in this order
 
 
 def timm_entries() -> Iterator[Entry]:
-    """Those of ``timm.csv`` that are taken; :func:`survey_timm` wrote it."""
-    with SELECTION.open(newline="") as file:
+    """All of ``timm.csv``, small ones first; :func:`survey_timm` wrote it."""
+    with TIMM.open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["taken"]:
-                yield Entry(
-                    "timm",
-                    row["name"],
-                    functools.partial(_timm, row["name"]),
-                    (3, *[int(row["size"])] * 2),
-                )
+            size = int(row["size"])
+            yield Entry("timm", row["name"], functools.partial(_timm, row["name"]), (3, size, size))
 
 
 def _timm(name: str) -> nn.Module:
@@ -38,58 +33,38 @@ def _timm(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False)
 
 
-def survey_timm(largest: float = 1.5e9, twins: int = 2) -> None:
-    """Look at every architecture of timm, without its weights; list those of ReLUs and which are taken.
+def survey_timm() -> None:
+    """Look at every architecture of timm, without its weights; list those of ReLUs.
 
     An architecture is one of ReLUs if most of its activations are (ReLU6, LeakyReLU, PReLU, maxima and
-    the like among them). Of every source file and every sequence of kinds of modules, in the order
-    in which they first appear, the smallest ones are taken, at the smallest size at which they run.
-
-    Args:
-        largest: multiplications at most, of one sample.
-        twins: how many of each kind.
+    the like among them). Its size is the smallest at which it runs; small ones come first.
     """
     import timm
     from timm.models import model_entrypoint
 
     rows: list[dict[str, Any]] = []
     for name in timm.list_models():
-        row: dict[str, Any] = {
-            "name": name,
-            "file": model_entrypoint(name).__module__.rpartition(".")[2],
-        }
-        rows.append(row | _look(functools.partial(_timm, name)))
+        file = model_entrypoint(name).__module__.rpartition(".")[2]
+        row = {"name": name, "file": file, **_look(functools.partial(_timm, name))}
+        if row.get("size") and row["relus"] > row["others"]:
+            rows.append(row)
         print(name, flush=True)
-    write_selection(rows, largest, twins)
-
-
-def write_selection(rows: list[dict[str, Any]], largest: float = 1.5e9, twins: int = 2) -> None:
-    """Write the networks of ReLUs, and which of them are taken."""
-    rows = [row for row in rows if row.get("size") and int(row["relus"]) > int(row["others"])]
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: int(row["macs"])):
-        kinds.setdefault((row["file"], row["kinds"]), []).append(row)
-    for number, members in enumerate(kinds.values(), 1):
-        for place, row in enumerate(members):
-            row["kind"] = number
-            row["taken"] = "x" if place < twins and int(row["macs"]) <= largest else ""
-    with SELECTION.open("w", newline="") as file:
-        keys = ["name", "file", "size", "relus", "others", "params", "macs", "kind", "taken"]
-        writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
+    rows.sort(key=lambda row: row["macs"])
+    with TIMM.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _look(make: Any) -> dict[str, Any]:
-    """Size, activations, parameters and operations of a network that is not computed."""
+    """Size, activations, parameters and operations of a network that is not computed; or nothing."""
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
         with torch.device("meta"):
             net = make().eval()
-    except Exception as error:
-        return {"kinds": f"{type(error).__name__}"}
-    kinds = ",".join(dict.fromkeys(type(m).__name__ for m in net.modules()))
+    except Exception:
+        return {}
     for size in _SIZES:
         x = torch.zeros(1, 3, size, size, device="meta")
         try:
@@ -98,16 +73,14 @@ def _look(make: Any) -> dict[str, Any]:
                 net(x)
         except Exception:
             continue
-        params = sum(p.numel() for p in net.parameters())
         return {
             "size": size,
             "relus": finding.activations,
             "others": finding.other,
-            "params": params,
+            "params": sum(p.numel() for p in net.parameters()),
             "macs": counter.get_total_flops() // 2,
-            "kinds": kinds,
         }
-    return {"kinds": "no size"}
+    return {}
 
 
 def torchvision_entries() -> Iterator[Entry]:

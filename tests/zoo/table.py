@@ -11,7 +11,7 @@ __all__ = ["markdown", "summary"]
 Row = Mapping[str, str]
 _ORDER = (
     *COUNTED,
-    *("refused rightly", "timed out", "does not run"),
+    *("refused rightly", "timed out", "too large", "does not run"),
 )
 
 

@@ -1,0 +1,130 @@
+"""What a count weighs: scales of values and weights, channel by channel."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..functional import per_channel
+from ..modules.neuron import BurstIFNode
+from ..modules.pooling import GatedPool, LIPool, MaxOver
+from .operators import AVERAGE_POOLS, TRANSPOSED_CONVOLUTIONS, WEIGHTED
+from .trace import is_module
+
+__all__ = ["Shapes", "count_units", "meets_channels", "passed_on", "scale_inputs", "scale_outputs"]
+
+Shapes = Mapping[fx.Node, torch.Size]
+
+
+def count_units(gm: fx.GraphModule, shapes: Shapes) -> dict[fx.Node, Tensor]:
+    """What one count weighs, for every value that is made of counts of neurons; others are left out.
+
+    Args:
+        gm: a converted graph.
+        shapes: of the values of its nodes.
+
+    Returns:
+        Scalars, or one value per channel (dimension 1).
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> options = {"max_spikes": 2, "threshold": "max", "calibration": "none"}
+        >>> snn = sj_burst.convert(ann, [torch.eye(3)], **options, channel_wise=False, progress=False)
+        >>> [(str(node.target), unit.dim()) for node, unit in count_units(snn.graph, {}).items()]
+        [('1', 0)]
+    """
+    units: dict[fx.Node, Tensor] = {}
+    for node in gm.graph.nodes:
+        if is_module(gm, node, BurstIFNode):
+            neuron: Any = gm.get_submodule(str(node.target))
+            # A spike of a leaky neuron weighs less below zero.
+            unit = neuron.threshold.detach() if neuron.negative_slope is None else None
+        else:
+            unit = passed_on(gm, node, shapes, units)
+        if unit is not None and unit.dim() <= 1:
+            units[node] = unit
+    return units
+
+
+def passed_on(
+    gm: fx.GraphModule, node: fx.Node, shapes: Shapes, units: Mapping[fx.Node, Tensor]
+) -> Tensor | None:
+    """The unit of what an operation returns that treats every channel for itself; ``None`` for others.
+
+    A concatenation counts values without a unit as having one of 1.
+    """
+    known = [units[n] for n in node.all_input_nodes if n in units]
+    if not known or any(unit.dim() > 1 for unit in known):
+        return None
+    if is_module(gm, node, _KEEP):
+        pool = getattr(gm.get_submodule(str(node.target)), "pool", None)
+        return None if isinstance(pool, MaxOver) else known[0]
+    if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
+        one = torch.ones_like(known[0]).flatten()[0]
+        parts = [units.get(n, one).expand(shapes[n][1]) for n in node.all_input_nodes]
+        return torch.cat(parts)
+    if _flattens(gm, node, shapes):
+        shape = shapes[node.all_input_nodes[0]]
+        return per_channel(known[0], len(shape)).expand(1, *shape[1:]).flatten()
+    return None
+
+
+# Modules that act on every channel for itself, and pass a positive factor on.
+_KEEP = (LIPool, GatedPool, *AVERAGE_POOLS, nn.Upsample)
+
+
+def _flattens(gm: fx.GraphModule, node: fx.Node, shapes: Shapes) -> bool:
+    flat = is_module(gm, node, nn.Flatten) or node.target in (torch.flatten, "flatten")
+    return flat and len(node.all_input_nodes) == 1 and len(shapes[node]) == 2
+
+
+def meets_channels(gm: fx.GraphModule, node: fx.Node, shapes: Shapes, unit: Tensor) -> bool:
+    """Whether the inputs of a layer are dimension 1 of what it reads, as those of its unit are."""
+    linear = is_module(gm, node, nn.Linear)
+    by_channel = unit.dim() == 0 or not linear or len(shapes[node.all_input_nodes[0]]) == 2
+    return is_module(gm, node, WEIGHTED) and by_channel
+
+
+def scale_inputs(layer: Any, scale: Tensor) -> None:
+    """Weights times the scale of what they meet, a scalar or ``[inputs]``.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> before = layer(torch.tensor([[3.0, 8.0]]))
+        >>> scale_inputs(layer, torch.tensor([1.0, 4.0]))
+        >>> torch.allclose(layer(torch.tensor([[3.0, 2.0]])), before)
+        True
+    """
+    weight = layer.weight.detach()
+    if scale.dim() == 0:
+        layer.weight = nn.Parameter(weight * scale)
+    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...]
+        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+    else:  # [outputs, inputs/groups, ...]
+        groups = getattr(layer, "groups", 1)
+        columns = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1))
+
+
+def scale_outputs(layer: Any, scale: Tensor) -> None:
+    """What a layer returns times a scale, a scalar or ``[outputs]``, by its weights and bias.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = layer(torch.ones(1, 2))
+        >>> scale_outputs(layer, torch.tensor([1.0, 4.0]))
+        >>> torch.allclose(layer(torch.ones(1, 2)), before * torch.tensor([1.0, 4.0]))
+        True
+    """
+    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
+    if scale.dim() == 0:
+        layer.weight = nn.Parameter(weight * scale)
+    elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+        rows = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * rows).flatten(0, 1))
+    else:
+        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach() * scale)
