@@ -4,7 +4,7 @@ Every backend is tested against these functions. Notation: input current z, memb
 threshold θ, most spikes per step Γ, spike count n, weighted output y = θ·n.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "burst_multi_step",
     "burst_step",
+    "count_step",
     "gated_pool_step",
     "li_pool_multi_step",
     "li_pool_step",
@@ -146,6 +147,52 @@ def burst_step(
     after = before + count
     y = _leaky_output(count, before, after, threshold, negative_slope * threshold)
     return y, m - threshold * count, after
+
+
+def count_step(
+    terms: Sequence[Tensor],
+    v: Tensor,
+    scales: Sequence[Tensor],
+    max_spikes: int,
+    shift: Tensor,
+    sent: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""One time step of a burst neuron of threshold 1 that sends plain counts.
+
+    .. math::
+        m = v + \sum_i s_i x_i + \text{shift}, \quad
+        n = \mathrm{clip}(\lfloor m \rfloor, 0, \Gamma), \quad v \leftarrow m - n
+
+    in this order, in float32, each operation rounded for itself: the same bits everywhere. With ``sent``
+    spikes may be negative, as in :func:`burst_step`.
+
+    Args:
+        terms: parts of the input current x ``[N, ...]``: counts in int8, or float32.
+        v: membrane potential, shape of a term, float32.
+        scales: s, what a unit of each term weighs; broadcast to a term.
+        max_spikes: Γ, from 1 to 127.
+        shift: constant input current; broadcasts to a term.
+        sent: spike count so far; ``None`` for unsigned spikes.
+
+    Returns:
+        Counts n in int8, new membrane potential, new spike count (``None`` if unsigned).
+
+    Source: :func:`burst_step` in units of its threshold.
+
+    Example:
+        >>> one = torch.tensor(1.0)
+        >>> n, v, _ = count_step([torch.tensor([5], dtype=torch.int8)], torch.zeros(1), [one / 2], 4, one)
+        >>> n, v
+        (tensor([3], dtype=torch.int8), tensor([0.5000]))
+    """
+    m = v
+    for x, scale in zip(terms, scales, strict=True):
+        m = m + scale * x.to(v.dtype)
+    m = m + shift
+    n = m.floor().clamp(0 if sent is None else -max_spikes, max_spikes)
+    if sent is not None:
+        n = torch.maximum(n, -sent)
+    return n.to(torch.int8), m - n, None if sent is None else sent + n
 
 
 def _total(sent: Tensor | None) -> Tensor:

@@ -17,18 +17,29 @@ from torch import Tensor, nn
 from .layout import check_pool_input, flat_parameters, image_order, memory_order, pool_geometry, restore
 from .result import BurstResult, SpikeCounts
 
-__all__ = ["burst_multi_step", "counts_spikes", "li_pool_multi_step"]
+__all__ = [
+    "BLOCK",
+    "burst_multi_step",
+    "counts_spikes",
+    "divide",
+    "jit",
+    "jit_parallel",
+    "li_pool_multi_step",
+    "rows_of",
+    "spread",
+    "threads_for",
+]
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
 GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
 MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted, in 32 bits
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-_jit_parallel = numba.njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+jit_parallel = numba.njit(nogil=True, cache=True, error_model="numpy", parallel=True)
 
 
-@_jit
-def _spread(target, values, inner, first):  # type: ignore[no-untyped-def]
+@jit
+def spread(target, values, inner, first):  # type: ignore[no-untyped-def]
     """Write the parameter of the neurons from ``first`` on to ``target``; see :mod:`.layout`."""
     filled, size, period = 0, len(target), len(values)
     while filled < size:
@@ -47,7 +58,7 @@ def _spread(target, values, inner, first):  # type: ignore[no-untyped-def]
         filled += run
 
 
-@_jit
+@jit
 def _burst(  # type: ignore[no-untyped-def]
     start,
     stop,
@@ -81,18 +92,18 @@ def _burst(  # type: ignore[no-untyped-def]
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
-        _spread(vs, v_before, inner[0], first)
-        _spread(thetas, theta, inner[2], first)
+        spread(vs, v_before, inner[0], first)
+        spread(thetas, theta, inner[2], first)
         if shift is not None:
-            _spread(shifts, shift, inner[3], first)
+            spread(shifts, shift, inner[3], first)
         if slope is not None:  # what a unit of the total weighs below zero
             belows = below_block[:size]
-            _spread(belows, slope, inner[4], first)
+            spread(belows, slope, inner[4], first)
             for j in range(size):
                 belows[j] = belows[j] * thetas[j]
         if sent is not None:
             sents = sent[first : first + size]
-            _spread(sents, sent_before, inner[1], first)
+            spread(sents, sent_before, inner[1], first)
         if counts is not None:
             fired = totals[first : first + size]
             fired[:] = 0
@@ -134,7 +145,7 @@ def _burst(  # type: ignore[no-untyped-def]
                 counts[t] += spikes
 
 
-@_jit
+@jit
 def _window_max(rows, first, last, step, start, best):  # type: ignore[no-untyped-def]
     """Raise ``best`` to the rows ``start``, ``start + step``, … of ``rows`` that exist."""
     best[:] = -np.inf
@@ -145,14 +156,14 @@ def _window_max(rows, first, last, step, start, best):  # type: ignore[no-untype
             best[i] = row[i] if row[i] > best[i] or row[i] != row[i] else best[i]
 
 
-@_jit
+@jit
 def _valid(start, step, taps, size):  # type: ignore[no-untyped-def]
     """First and last tap of a window that lie inside."""
     first = 0 if start >= 0 else (-start + step - 1) // step
     return first, min(taps, max(first, (size - start + step - 1) // step))
 
 
-@_jit
+@jit
 def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ignore[no-untyped-def]
     """T steps of the planes from ``begin`` to ``end``; state in place.
 
@@ -198,7 +209,7 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
                             before[place, k] = best[k]
 
 
-@_jit_parallel
+@jit_parallel
 def _burst_parts(parts, size, stop, arrays, counts, totals):  # type: ignore[no-untyped-def]
     """:func:`_burst` in parts side by side; ``counts [parts, T]``."""
     for part in numba.prange(parts):
@@ -206,7 +217,7 @@ def _burst_parts(parts, size, stop, arrays, counts, totals):  # type: ignore[no-
         _burst(part * size, min((part + 1) * size, stop), *arrays, count, totals)
 
 
-@_jit_parallel
+@jit_parallel
 def _li_pool_parts(parts, size, stop, arrays, geometry):  # type: ignore[no-untyped-def]
     """:func:`_li_pool` in parts side by side."""
     x, x_stride, out, total, pooled = arrays
@@ -228,7 +239,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _parts(work: int, unit: int, cost: int) -> tuple[int, int]:
+def divide(work: int, unit: int, cost: int) -> tuple[int, int]:
     """Into how many parts ``range(work)`` falls, and the size of each, a multiple of ``unit``."""
     threads = 1 if _forked else torch.get_num_threads()
     parts = max(1, min(threads, cost // GRAIN))
@@ -237,7 +248,7 @@ def _parts(work: int, unit: int, cost: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _threads(parts: int) -> Iterator[None]:
+def threads_for(parts: int) -> Iterator[None]:
     """No more threads than there are parts: those without work would wait busily."""
     with _one_at_a_time:
         before = numba.get_num_threads()
@@ -248,7 +259,7 @@ def _threads(parts: int) -> Iterator[None]:
             numba.set_num_threads(before)
 
 
-def _steps(x_seq: Tensor) -> tuple[np.ndarray, int]:
+def rows_of(x_seq: Tensor) -> tuple[np.ndarray, int]:
     """All elements of ``[T, ...]`` in memory order, and how many lie between two steps."""
     stride = x_seq.stride(0)
     size = x_seq[0].numel()
@@ -300,13 +311,13 @@ def burst_multi_step(
     steps, neurons = len(z_seq), v.numel()
     flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift, negative_slope)
     given = [None if p is None else p.detach().numpy() for p in flat]
-    z, stride = _steps(z_seq)
+    z, stride = rows_of(z_seq)
     y = np.empty((1 if summed else steps, neurons), z.dtype)
     flat_y, sums = (None, y[0]) if summed else (y.reshape(-1), None)
     v_out = np.empty(neurons, z.dtype)
     sent_out = None if sent is None else np.empty_like(v_out)
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
-    parts, size = _parts(neurons, BLOCK, steps * neurons)
+    parts, size = divide(neurons, BLOCK, steps * neurons)
     counts = totals = None
     if count and counts_spikes(max_spikes):
         counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
@@ -314,7 +325,7 @@ def burst_multi_step(
     if parts == 1:
         _burst(0, neurons, *arrays, None if counts is None else counts[0], totals)
     else:
-        with _threads(parts):
+        with threads_for(parts):
             _burst_parts(parts, size, neurons, arrays, counts, totals)
     spikes = None
     if counts is not None:
@@ -350,16 +361,16 @@ def li_pool_multi_step(
         x_seq, total, pooled = (t.unsqueeze(-2) for t in (x_seq, total, pooled))
     x_seq, order = image_order(x_seq.detach())
     states = [_planes(_copy(state, order), state.shape, order) for state in (total, pooled)]
-    x, stride = _steps(x_seq)
-    out = np.empty((len(x_seq), *states[1].shape), states[1].dtype)
+    x, stride = rows_of(x_seq)
+    out = np.empty((len(x_seq), *states[1].shape), x.dtype)  # of counts in int8, too
     geometry = np.array(pool_geometry(pool))
 
     arrays = (x, stride, out, *states)
-    parts, size = _parts(len(states[0]), 1, states[0].size * len(out))
+    parts, size = divide(len(states[0]), 1, states[0].size * len(out))
     if parts == 1:
         _li_pool(0, len(states[0]), *arrays, geometry)
     else:
-        with _threads(parts):
+        with threads_for(parts):
             _li_pool_parts(parts, size, len(states[0]), arrays, geometry)
     total_out, pooled_out = (torch.from_numpy(state).view(-1) for state in states)
     results = [

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "burst_mean",
     "burst_multi_step",
     "check_backend",
+    "count_multi_step",
     "is_installed",
     "li_pool_multi_step",
     "set_backend",
@@ -163,6 +164,13 @@ def _numba_takes(*tensors: Tensor | None) -> bool:
     return known and not functional.needs_grad(*given) and not torch.compiler.is_compiling()
 
 
+def _numba_pools(x_seq: Tensor, total: Tensor, pooled: Tensor) -> bool:
+    """Whether the loops pool these tensors: counts in int8, of which the totals are in float32, too."""
+    if x_seq.dtype == torch.int8:
+        return _numba_takes(total, pooled) and total.dtype == torch.float32
+    return _numba_takes(x_seq, total, pooled)
+
+
 def _cupy_takes(dtype: torch.dtype, parameter: torch.dtype) -> bool:
     """Whether the kernels keep what type promotion would: float64 parameters need float64 input."""
     return dtype in operators.STORAGE and (parameter != torch.float64 or dtype == torch.float64)
@@ -271,6 +279,51 @@ def burst_mean(
     return total / steps
 
 
+def count_multi_step(
+    backend: str,
+    terms: Sequence[Tensor],
+    v: Tensor,
+    scales: Sequence[Tensor],
+    max_spikes: int,
+    shift: Tensor,
+    sent: Tensor | None = None,
+    count: bool = False,
+) -> BurstResult:
+    """T steps of :func:`sj_burst.functional.count_step` on a backend; numba takes up to two terms.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        terms: parts of the input current ``[T, N, ...]``: counts in int8, or float32.
+        v: membrane potential before the first step.
+        scales: what a unit of each term weighs; broadcast to one step.
+        max_spikes: Γ.
+        shift: constant input current; broadcasts to one step.
+        sent: spike count so far, ``None`` for unsigned spikes.
+        count: ask for the number of spikes, which the torch backend does not count.
+
+    Returns:
+        Counts in int8 ``[T, N, ...]``, state after the last step, and the spikes if they were counted.
+
+    Raises:
+        ValueError: if the tensors are not on the backend's kind of device.
+
+    Example:
+        >>> x, one = torch.ones(2, 1, dtype=torch.int8), torch.tensor(1.0)
+        >>> count_multi_step("torch", [x], torch.zeros(1), [one], 4, 0 * one).y_seq.flatten().tolist()
+        [1, 1]
+    """
+    known = {x.dtype for x in terms} <= {torch.float32, torch.int8} and len(terms) < 3
+    if backend_for(backend, terms[0]) == "numba" and known and not torch.compiler.is_compiling():
+        from . import cpu_counts
+
+        return cpu_counts.count_multi_step(terms, v, scales, max_spikes, shift, sent, count)
+    outputs = []
+    for step in zip(*terms, strict=True):
+        n, v, sent = functional.count_step(step, v, scales, max_spikes, shift, sent)
+        outputs.append(n)
+    return BurstResult(torch.stack(outputs), v, sent)
+
+
 def _counting_steps(
     z_seq: Tensor, v: Tensor, threshold: Tensor, max_spikes: float, *, sent: Tensor, **options: Any
 ) -> BurstResult:
@@ -315,7 +368,7 @@ def li_pool_multi_step(
     if chosen == "cupy" and has_kernel and x_seq.dtype in operators.STORAGE:
         if not functional.needs_grad(x_seq, total, pooled):
             return operators.li_pool_multi_step(x_seq, total, pooled, pool)
-    elif chosen == "numba" and has_kernel and _numba_takes(x_seq, total, pooled):
+    elif chosen == "numba" and has_kernel and _numba_pools(x_seq, total, pooled):
         from . import cpu
 
         return cpu.li_pool_multi_step(x_seq, total, pooled, pool)

@@ -1,5 +1,6 @@
 """Weights of few bits: symmetric, one scale per output channel."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from ..graph.trace import call_sites, is_module
 from ..graph.units import Shapes, count_units, meets_channels, scale_inputs
 
-__all__ = ["round_all", "round_weights", "unit_met", "weight_scale"]
+__all__ = ["integer_weights", "round_all", "round_weights", "unit_met", "weight_scale"]
 
 
 def weight_scale(layer: Any, bits: int) -> Tensor:
@@ -41,6 +42,40 @@ def weight_scale(layer: Any, bits: int) -> Tensor:
     else:
         largest = weight.abs().amax(list(range(1, weight.dim())), keepdim=True)
     return (largest / most).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+@torch.no_grad()
+def integer_weights(layer: Any, bits: int, unit: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
+    r"""The integers that :func:`round_weights` rounds to, or has rounded to.
+
+    .. math::
+        q_{oc} = \mathrm{round}(W_{oc} u_c / s_o)
+
+    Args:
+        layer: a linear or convolutional layer.
+        bits: b, from 2 to 16.
+        unit: u, a scalar or ``[inputs]``; ``None`` for 1.
+
+    Returns:
+        q in int8, or int16 above 8 bits; s of every output channel; and how far the weights are from
+        q s, in units of s, at most.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.weight.data = torch.tensor([[0.5, -1.27]])
+        >>> q, scale, rest = integer_weights(layer, 8)
+        >>> q.tolist(), scale, rest < 1e-4
+        ([[50, -127]], tensor([0.0100]), True)
+    """
+    copied = copy.deepcopy(layer)
+    if unit is not None:
+        scale_inputs(copied, unit)
+    scale = weight_scale(copied, bits)
+    levels = copied.weight.detach() / scale
+    q = levels.round()
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...], by group the same
+        scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
+    return q.to(torch.int8 if bits <= 8 else torch.int16), scale.flatten(), (levels - q).abs().max().item()
 
 
 @torch.no_grad()

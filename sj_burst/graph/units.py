@@ -12,7 +12,7 @@ from ..modules.pooling import GatedPool, LIPool, MaxOver
 from .operators import AVERAGE_POOLS, TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from .trace import is_module
 
-__all__ = ["Shapes", "count_units", "meets_channels", "passed_on", "scale_inputs", "scale_outputs"]
+__all__ = ["Shapes", "count_units", "meets_channels", "passed_on", "scale_inputs", "scale_outputs", "sends_counts"]
 
 Shapes = Mapping[fx.Node, torch.Size]
 
@@ -39,13 +39,22 @@ def count_units(gm: fx.GraphModule, shapes: Shapes) -> dict[fx.Node, Tensor]:
     for node in gm.graph.nodes:
         if is_module(gm, node, BurstIFNode):
             neuron: Any = gm.get_submodule(str(node.target))
-            # A spike of a leaky neuron weighs less below zero.
-            unit = neuron.threshold.detach() if neuron.negative_slope is None else None
+            unit = neuron.threshold.detach() if sends_counts(neuron) else None
         else:
             unit = passed_on(gm, node, shapes, units)
         if unit is not None and unit.dim() <= 1:
             units[node] = unit
     return units
+
+
+def sends_counts(module: nn.Module) -> bool:
+    """Whether a neuron sends θ times integers; a spike of a leaky one weighs less below zero.
+
+    Example:
+        >>> sends_counts(BurstIFNode()), sends_counts(BurstIFNode(negative_slope=0.1))
+        (True, False)
+    """
+    return type(module) is BurstIFNode and module.negative_slope is None
 
 
 def passed_on(

@@ -13,6 +13,7 @@ from ..graph.evaluate import evaluate_node, has_tensor
 from ..graph.operators import AVERAGE_POOLS, BATCH_NORMS, ELEMENTWISE, WEIGHTED, WEIGHTED_CALLS
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
+from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes
 from .operations import LayerOperations
 from .spikes import POOLS, SOURCES
 
@@ -100,8 +101,14 @@ class SpikeWalk:
             module = self.gm.get_submodule(name)
             unit = getattr(module, "pool", module)(source.unit)
             return _Spikes(torch.where(unit > 0, self.emitted[name] / unit, 0.0), unit)
-        if is_module(self.gm, node, (RepeatOverTime, *BATCH_NORMS)):
+        if is_module(self.gm, node, (RepeatOverTime, AffineScale, *BATCH_NORMS)):
             return source
+        if is_module(self.gm, node, CountPool):
+            pool: Any = self.gm.get_submodule(name)
+            return _Spikes(_window_sums(pool.pool, source.count), pool.pool(source.unit))
+        if is_module(self.gm, node, OfBytes):
+            module = self.gm.get_submodule(name).module
+            return _Spikes(module(source.count), module(source.unit))
         if is_module(self.gm, node, _SCALERS):
             return _Spikes(source.count, self.gm.get_submodule(name)(source.unit.float()).double())
         if node.target in ELEMENTWISE:
@@ -114,7 +121,7 @@ class SpikeWalk:
         return _Spikes(count, per_channel(theta.to(count), count.dim()).expand_as(count))
 
     def _is_weighted(self, node: fx.Node) -> bool:
-        return is_module(self.gm, node, WEIGHTED) or node.target in WEIGHTED_CALLS
+        return is_module(self.gm, node, (IntegerLayer, *WEIGHTED)) or node.target in WEIGHTED_CALLS
 
     def _count(self, node: fx.Node, source: Any) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
@@ -142,7 +149,8 @@ class SpikeWalk:
             return torch.ones_like(value, dtype=torch.float64) if is_weight else value
 
         if node.op == "call_module":
-            layer = self.gm.get_submodule(str(node.target))
+            layer: Any = self.gm.get_submodule(str(node.target))
+            layer = getattr(layer, "geometry", layer)  # of integer weights
             return _sum_with_unit_weights(layer, ones(node.all_input_nodes[0]))
         return evaluate_node(self.gm, node, ones).sum().item()
 

@@ -1,0 +1,285 @@
+"""A converted network of integers: int8 counts times int8 weights, the same bits on every machine."""
+
+import copy
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.functional import reset_net
+from torch import Tensor, fx, nn
+
+from ..conversion.weights import integer_weights, round_all, unit_met
+from ..functional import per_channel
+from ..graph.evaluate import record
+from ..graph.operators import AVERAGE_POOLS, WEIGHTED
+from ..graph.repeat import RepeatOverTime
+from ..graph.trace import is_module
+from ..graph.units import passed_on, sends_counts
+from ..modules.counting import LARGEST_INT8, CountingNode
+from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, window_size
+from ..modules.neuron import BurstIFNode
+from ..modules.pooling import LIPool
+from ..network import SpikingNetwork
+from ..options import Options
+from ..utils.inference import device_of
+from .unit_thresholds import example_input
+
+__all__ = ["to_integers"]
+
+_SUMS = (operator.add, operator.iadd, torch.add, "add")
+_SAME = 0.02  # of a step: how far weights may be from the integers that they were rounded to
+
+
+def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
+    r"""The same network in integers: neurons send int8 counts, which meet weights of int8.
+
+    .. math::
+        n = \mathrm{clip}(\lfloor m \rfloor, \cdot, \Gamma), \quad
+        m \leftarrow m + \frac{s_o}{\theta_o} \sum_c q_{oc} n_c + \frac{b_o}{\theta_o}, \quad
+        m \leftarrow m - n
+
+    with the integers q and scales s of ``weight_bits``. The sums over c are exact, whatever adds them;
+    the rest is float32, element by element, in a fixed order: results do not depend on the number of
+    threads, the machine or the backend. Spikes are those of ``snn``, but for its rounding: a current
+    that lies on a threshold to seven digits may fall on the other side.
+
+    What a layer reads that is no count, a picture say, is rounded to 24 bits. On a CPU with VNNI the sums
+    are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
+    float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the integers.
+
+    Args:
+        snn: a network converted with ``weight_bits``; stays as it is, but for its reset state.
+        bits: round the weights to so many bits now, and look at the accuracy; ``None``: they must be
+            integers already, as after a conversion with ``weight_bits``.
+
+    Returns:
+        A network in eval mode that returns what ``snn`` returns. :func:`sj_burst.save` refuses it: save
+        ``snn``.
+
+    Raises:
+        TypeError: for a network that was not converted.
+        ValueError: names the layers whose weights are no integers, or whose Γ is above 127.
+
+    Source: integer arithmetic as on chips; the exact sums are our own addition.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> snn = sj_burst.convert(ann, [torch.rand(16, 3)], weight_bits=8, progress=False)
+        >>> integers, x = to_integers(snn), torch.rand(5, 3)
+        >>> torch.allclose(integers.run(x, 4), snn.run(x, 4), atol=1e-5)
+        True
+        >>> integers.state_dict()["graph.2.weight"].dtype
+        torch.int8
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise TypeError(f"to_integers wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if snn.folded:
+        raise ValueError("the network's weights hold its thresholds already; pass the converted network")
+    Options(weight_bits=bits)  # raises for what is no number of bits
+    wanted = snn.options.weight_bits if bits is None else bits
+    if wanted is None:
+        raise ValueError("weights are no integers; convert with weight_bits=8, or pass bits=8 to round now")
+    if kinds := sorted({str(p.dtype) for p in snn.graph.parameters()} - {"torch.float32"}):
+        raise ValueError(f"to_integers wants a network in float32, got {kinds[0]}; call snn.float() first")
+    _check_max_spikes(snn)
+    reset_net(snn)
+    net = copy.deepcopy(snn).eval()
+    if bits is not None:
+        round_all(net.graph, bits, example_input(net))
+    _Rewriting(net, wanted).run()
+    net.folded = True
+    return net
+
+
+def _check_max_spikes(snn: SpikingNetwork) -> None:
+    large = {n: m.max_spikes for n, m in snn.neurons().items() if m.max_spikes > LARGEST_INT8}
+    if large:
+        name, gamma = next(iter(large.items()))
+        raise ValueError(
+            f"max_spikes={gamma} of {name!r} ({len(large)} such layers): counts in int8 go up to "
+            f"{LARGEST_INT8}; convert with fewer"
+        )
+
+
+@dataclass
+class _Value:
+    """A value as it is in the new graph: ``unit`` times what is there, plus ``offset``.
+
+    Attributes:
+        unit: shaped as a sample, or ``[C]``.
+        offset: likewise.
+        largest: of counts in int8; ``None`` for float32.
+        signed: whether counts may be negative.
+    """
+
+    unit: Tensor
+    offset: Tensor | None = None
+    largest: int | None = None
+    signed: bool = False
+
+
+class _Rewriting:
+    """Walks through a graph once, and puts integer modules in the places of others."""
+
+    def __init__(self, snn: SpikingNetwork, bits: int) -> None:
+        self.gm, self.bits = snn.graph, bits
+        values = record(self.gm, example_input(snn))
+        reset_net(snn)
+        self.device = device_of(snn)
+        self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
+        self.values: dict[fx.Node, _Value] = {}
+        self.wrong: list[str] = []
+        self.made = 0
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Rewrite, in place.
+
+        Raises:
+            ValueError: names the layers whose weights are no integers.
+        """
+        for node in list(self.gm.graph.nodes):
+            self._rewrite(node)
+        if self.wrong:
+            raise ValueError(
+                f"weights of {', '.join(self.wrong)} are no integers of {self.bits} bits (any more: "
+                "training moves thresholds, with which they were rounded); pass bits="
+                f"{self.bits} to round them now"
+            )
+        self.gm.graph.eliminate_dead_code()
+        self.gm.graph.lint()
+        self.gm.delete_all_unused_submodules()
+        self.gm.recompile()
+
+    def _rewrite(self, node: fx.Node) -> None:
+        if is_module(self.gm, node, BurstIFNode) and sends_counts(self._module(node)):
+            self._neuron(node)
+        elif is_module(self.gm, node, WEIGHTED):
+            self._layer(node)
+        elif is_module(self.gm, node, RepeatOverTime) and node.all_input_nodes[0] in self.values:
+            self.values[node] = self.values[node.all_input_nodes[0]]
+        elif (unit := passed_on(self.gm, node, self.shapes, self._units())) is not None:
+            self._pass_on(node, unit)
+        elif not self._joins(node):
+            self._restore(node)
+
+    def _units(self) -> dict[fx.Node, Tensor]:
+        """Units of values that are counts, or means of them."""
+        return {n: v.unit for n, v in self.values.items() if v.offset is None and v.unit.dim() <= 1}
+
+    def _joins(self, node: fx.Node) -> bool:
+        """Whether a neuron adds two values itself: the sum is read by it alone."""
+        parts = node.all_input_nodes
+        if node.target not in _SUMS or node.kwargs or len(parts) != 2 or len(node.users) != 1:
+            return False
+        reader = next(iter(node.users))
+        neuron = is_module(self.gm, reader, BurstIFNode) and sends_counts(self._module(reader))
+        return neuron and all(self.shapes.get(n) == self.shapes[node] for n in parts)
+
+    def _neuron(self, node: fx.Node) -> None:
+        neuron, source = self._module(node), node.all_input_nodes[0]
+        dim = len(self.shapes[node])
+        theta = per_channel(neuron.threshold.detach(), dim)
+        parts = source.all_input_nodes if self._joins(source) else [source]
+        one = theta.new_ones(())
+        terms = [self.values.get(part, _Value(one)) for part in parts]
+        scales = [per_channel(term.unit, dim) / theta for term in terms]
+        offsets = [per_channel(t.offset, dim) / theta for t in terms if t.offset is not None]
+        if neuron.shift is not None:
+            offsets.append(per_channel(neuron.shift, dim) / theta)
+        counting = CountingNode(
+            scales,
+            neuron.max_spikes,
+            per_channel(neuron.v_init, dim) / theta,
+            sum(offsets[1:], offsets[0]) if offsets else None,
+            neuron.signed,
+            neuron.step_mode,
+        )
+        counting.backend = neuron.backend
+        self.gm.set_submodule(str(node.target), counting.to(self.device))
+        node.args = tuple(parts)
+        self.values[node] = _Value(
+            neuron.threshold.detach(), largest=int(neuron.max_spikes), signed=neuron.signed
+        )
+
+    def _layer(self, node: fx.Node) -> None:
+        layer, source = self._module(node), node.all_input_nodes[0]
+        unit = unit_met(self.gm, node, self.shapes, self._units())
+        q, scale, rest = integer_weights(layer, self.bits, unit)
+        signed = unit is not None and self.values[source].signed
+        if rest > _SAME:
+            self.wrong.append(str(node.target))
+        if unit is None:
+            self._restore(node)
+        dim = len(self.shapes[node])
+        last = is_module(self.gm, node, nn.Linear) and dim > 2
+        fill = (1,) * (dim - 2) if last else ()  # channels are the last dimension
+        offset = None if layer.bias is None else layer.bias.detach().view(*fill, -1)
+        self._place(node, IntegerLayer(layer, q, signed))
+        self.values[node] = _Value(scale.view(*fill, -1), offset)
+
+    def _pass_on(self, node: fx.Node, unit: Tensor) -> None:
+        """Operations on every channel for itself, which counts pass in the unit of their neurons."""
+        sources = [self.values.get(n) for n in node.all_input_nodes]
+        largest = [None if v is None else v.largest for v in sources]
+        signed = any(v is not None and v.signed for v in sources)
+        whole = None if None in largest else max(n for n in largest if n is not None)
+        if whole is None:
+            self._to_float(node)
+        elif is_module(self.gm, node, AVERAGE_POOLS):
+            pool: Any = self._module(node)
+            sums = _is_full(pool) and window_size(pool) * whole <= LARGEST_INT8
+            self._place(node, CountPool(pool, sums))
+            unit = unit / window_size(pool) if sums else unit
+            whole = window_size(pool) * whole if sums else None
+        elif is_module(self.gm, node, nn.Upsample) and self._module(node).mode == "nearest":
+            self._place(node, OfBytes(self._module(node)))
+        elif node.op == "call_module" and not is_module(self.gm, node, (LIPool, nn.Flatten)):
+            self._to_float(node)
+            whole = None
+        self.values[node] = _Value(unit, None, whole, signed)
+
+    def _restore(self, node: fx.Node) -> None:
+        """Let an operation see what it saw in the converted network."""
+        for source in dict.fromkeys(node.all_input_nodes):
+            if (value := self.values.get(source)) is not None:
+                self._insert(node, source, AffineScale(value.unit, value.offset))
+
+    def _to_float(self, node: fx.Node) -> None:
+        """Counts, or values without a unit, as float32; means are so already."""
+        for source in dict.fromkeys(node.all_input_nodes):
+            value = self.values.get(source)
+            if value is not None and value.largest is not None:
+                self._insert(node, source, AffineScale(torch.ones((), device=self.device)))
+
+    def _insert(self, node: fx.Node, source: fx.Node, module: nn.Module) -> None:
+        name = f"scale_{self.made}"
+        self.made += 1
+        self.gm.add_submodule(name, module)
+        with self.gm.graph.inserting_before(node):
+            scaled = self.gm.graph.call_module(name, (source,))
+        self.shapes[scaled] = self.shapes[source]
+        node.replace_input_with(source, scaled)
+
+    def _module(self, node: fx.Node) -> Any:
+        return self.gm.get_submodule(str(node.target))
+
+    def _place(self, node: fx.Node, module: nn.Module) -> None:
+        """A module for this call; one that is called again stays for the others."""
+        name = str(node.target)
+        calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
+        if len(calls) > 1:
+            node.target = name = f"{name}_{len(calls)}"
+            self.gm.add_submodule(name, module)
+        else:
+            self.gm.set_submodule(name, module)
+
+
+def _is_full(pool: Any) -> bool:
+    """Whether all windows of an average pooling hold the same count of numbers."""
+    if type(pool) not in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) or pool.ceil_mode:
+        return False
+    padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
+    return not any(padding) and getattr(pool, "divisor_override", None) is None

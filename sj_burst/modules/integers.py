@@ -1,0 +1,187 @@
+"""Layers of integer weights, and the mean of counts: the same bits on every machine."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.integers import Packed, has_kernel
+from ..functional import per_channel
+from ..utils.layout import channels_last
+
+__all__ = ["AffineScale", "CountPool", "IntegerLayer", "OfBytes", "fixed_point", "window_size"]
+
+
+class IntegerLayer(nn.Module):
+    """A linear or convolutional layer of integer weights, whose sums are exact.
+
+    Counts in int8 meet a kernel that adds in 32 bits, where the machine has one; other inputs are rounded
+    to 24 bits (see :func:`fixed_point`) and added in float64, which is exact for them, too. Either way
+    the sum is rounded once, to float32: neither the number of threads nor the machine tells.
+
+    Args:
+        layer: the geometry, a linear or convolutional layer.
+        weight: integers in int8 or int16, shaped as the layer's weight.
+        signed: whether there may be counts below zero.
+
+    Example:
+        >>> layer = IntegerLayer(nn.Linear(2, 1), torch.tensor([[3, -100]], dtype=torch.int8), signed=True)
+        >>> layer(torch.tensor([[5, -1]], dtype=torch.int8))
+        tensor([[115.]])
+    """
+
+    weight: Tensor
+
+    def __init__(self, layer: Any, weight: Tensor, signed: bool) -> None:
+        super().__init__()
+        self.signed = signed
+        self.register_buffer("weight", weight)
+        geometry = copy.deepcopy(layer).to("meta")
+        geometry.bias = None
+        self._geometry = [geometry]  # hidden: it has no numbers
+        self._packed: tuple[Any, Packed] | None = None
+
+    @property
+    def geometry(self) -> Any:
+        """A layer of the same geometry without weights, on the meta device."""
+        return self._geometry[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` to sums ``[N, ...]`` in float32."""
+        if x.dtype == torch.int8 and has_kernel(self.geometry, self.weight):
+            return self._kernel().sums(x)
+        if x.dtype == torch.int8:
+            numbers, step = x.double(), None
+        else:
+            numbers, step = fixed_point(x)
+        weight = {"weight": self.weight.double()}
+        out = torch.func.functional_call(self.geometry, weight, (numbers,))
+        return channels_last((out if step is None else out * per_sample(step, out.dim())).float())
+
+    def _kernel(self) -> Packed:
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self._packed is None or self._packed[0] != key:
+            self._packed = (key, Packed(self.geometry, self.weight, self.signed))
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was packed for this process."""
+        return self.__dict__ | {"_packed": None}
+
+    def extra_repr(self) -> str:
+        """Options in one line."""
+        return f"{self.geometry}, {self.weight.dtype}, signed={self.signed}"
+
+
+def per_sample(value: Tensor, dim: int) -> Tensor:
+    """One value a sample ``[N]``, to meet a tensor of ``dim`` dimensions."""
+    return value.view(-1, *[1] * (dim - 1))
+
+
+def fixed_point(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Round every sample to integers of 24 bits times a power of two.
+
+    .. math::
+        x \approx 2^{e - 24} q, \qquad 2^{e-1} \le \max |x| < 2^e
+
+    Args:
+        x: real numbers ``[N, ...]``.
+
+    Returns:
+        The integers q in float64, and 2^(e − 24) of every sample ``[N]``.
+
+    Example:
+        >>> q, step = fixed_point(torch.tensor([[0.75, -0.5]]))
+        >>> (q * step).tolist(), q.tolist() == [[0.75 * 2**24, -0.5 * 2**24]]
+        ([[0.75, -0.5]], True)
+    """
+    x = x.double()
+    largest = x.flatten(1).abs().amax(1) if x[0].numel() else x.new_ones(len(x))
+    exponent = torch.frexp(largest).exponent
+    step = torch.ldexp(torch.ones_like(largest), exponent - 24)
+    return (x / per_sample(step, x.dim())).round(), step
+
+
+class AffineScale(nn.Module):
+    """Sums of integers in the ANN's units: s·x + b for every channel.
+
+    Args:
+        scale: a scalar, one value per channel (dimension 1), or one per number of a sample.
+        offset: likewise; ``None`` for none.
+
+    Example:
+        >>> AffineScale(torch.tensor(0.5), torch.tensor([1.0, 2.0]))(torch.tensor([[4, 6]]))
+        tensor([[3., 5.]])
+    """
+
+    scale: Tensor
+    offset: Tensor | None
+
+    def __init__(self, scale: Tensor, offset: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("offset", None if offset is None else offset.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` to ``[N, ...]``."""
+        x = x.float() * per_channel(self.scale, x.dim())
+        return x if self.offset is None else x + per_channel(self.offset, x.dim())
+
+
+class OfBytes(nn.Module):
+    """A module that moves numbers and does not look at them, for counts in int8.
+
+    Example:
+        >>> OfBytes(nn.Upsample(scale_factor=2))(torch.tensor([[[1, -2]]], dtype=torch.int8))
+        tensor([[[ 1,  1, -2, -2]]], dtype=torch.int8)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` in int8 to ``[N, ...]``."""
+        return self.module(x.view(torch.uint8)).view(torch.int8)
+
+
+class CountPool(nn.Module):
+    """Average pooling of counts: their sums in int8 where these fit, else exact means in float32.
+
+    Args:
+        pool: an average-pooling module.
+        sums: return sums of its windows, all of which have the same size.
+
+    Example:
+        >>> CountPool(nn.AvgPool1d(2), sums=True)(torch.tensor([[[1, 2]]], dtype=torch.int8))
+        tensor([[[3]]], dtype=torch.int8)
+    """
+
+    def __init__(self, pool: Any, sums: bool) -> None:
+        super().__init__()
+        self.pool, self.sums = pool, sums
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, ...]`` in int8 to ``[N, C, ...]``."""
+        if not self.sums:
+            return self.pool(x.double()).float()  # a sum of integers, rounded once
+        window = window_size(self.pool)
+        return (self.pool(x.float()) * window).round_().to(torch.int8)
+
+
+def window_size(pool: Any) -> int:
+    """How many numbers a window of an average-pooling module holds.
+
+    Example:
+        >>> window_size(nn.AvgPool2d((2, 3)))
+        6
+    """
+    kernel = pool.kernel_size
+    if isinstance(kernel, int):
+        dimensions = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(pool)]
+        return kernel**dimensions
+    size = 1
+    for taps in kernel:
+        size *= taps
+    return size
