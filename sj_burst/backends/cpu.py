@@ -4,10 +4,7 @@ The loops do functional.py's operations in its order, without fused multiply-add
 that results are equal bit for bit. Importing this module imports numba.
 """
 
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 
 from .layout import check_pool_input, flat_parameters, image_order, memory_order, pool_geometry, restore
 from .result import BurstResult, SpikeCounts
+from .team import side_by_side, threads_here
 
 __all__ = [
     "BLOCK",
@@ -23,11 +21,9 @@ __all__ = [
     "counts_spikes",
     "divide",
     "jit",
-    "jit_parallel",
     "li_pool_multi_step",
     "rows_of",
     "spread",
-    "threads_for",
 ]
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
@@ -35,7 +31,18 @@ GRAIN = 1 << 15  # inputs per thread below which another thread costs more than 
 MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted, in 32 bits
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-jit_parallel = numba.njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+
+
+# Counts are whole numbers, whose sums are the same in any order.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+def _add_spikes(numbers, fired):  # type: ignore[no-untyped-def]
+    """Add up a row of spikes, and add each to its neuron's ``fired``; a negative one counts as one."""
+    total = 0.0
+    for j in range(len(numbers)):
+        spikes = abs(numbers[j])
+        total += spikes
+        fired[j] += spikes
+    return np.int64(total)
 
 
 @jit
@@ -89,6 +96,7 @@ def _burst(  # type: ignore[no-untyped-def]
     least, most = bounds[0], bounds[1]
     theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     below_block, zero = np.empty(BLOCK, v.dtype), v.dtype.type(0)
+    number_block = np.empty(BLOCK, v.dtype)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
@@ -105,7 +113,7 @@ def _burst(  # type: ignore[no-untyped-def]
             sents = sent[first : first + size]
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
-            fired = totals[first : first + size]
+            fired, numbers = totals[first : first + size], number_block[:size]
             fired[:] = 0
         if sums is not None:
             ys = sums[first : first + size]
@@ -114,7 +122,6 @@ def _burst(  # type: ignore[no-untyped-def]
             zs = z[t * z_stride + first : t * z_stride + first + size]
             if y is not None:
                 ys = y[t * neurons + first : t * neurons + first + size]
-            spikes = 0
             for j in range(size):
                 m = vs[j] + zs[j]
                 if shift is not None:
@@ -139,10 +146,9 @@ def _burst(  # type: ignore[no-untyped-def]
                     ys[j] = out
                 vs[j] = m - thetas[j] * n
                 if counts is not None:
-                    spikes += np.int32(abs(n))  # type: ignore[assignment]
-                    fired[j] += abs(n)
+                    numbers[j] = n
             if counts is not None:
-                counts[t] += spikes
+                counts[t] += _add_spikes(numbers, fired)
 
 
 @jit
@@ -209,54 +215,11 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
                             before[place, k] = best[k]
 
 
-@jit_parallel
-def _burst_parts(parts, size, stop, arrays, counts, totals):  # type: ignore[no-untyped-def]
-    """:func:`_burst` in parts side by side; ``counts [parts, T]``."""
-    for part in numba.prange(parts):
-        count = None if counts is None else counts[part]
-        _burst(part * size, min((part + 1) * size, stop), *arrays, count, totals)
-
-
-@jit_parallel
-def _li_pool_parts(parts, size, stop, arrays, geometry):  # type: ignore[no-untyped-def]
-    """:func:`_li_pool` in parts side by side."""
-    x, x_stride, out, total, pooled = arrays
-    for part in numba.prange(parts):
-        end = min((part + 1) * size, stop)
-        _li_pool(part * size, end, x, x_stride, out, total, pooled, geometry)
-
-
-_one_at_a_time = threading.Lock()  # not every threading layer of numba lets two threads in
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True  # a forked process does not inherit the worker threads, and cannot start others
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 def divide(work: int, unit: int, cost: int) -> tuple[int, int]:
     """Into how many parts ``range(work)`` falls, and the size of each, a multiple of ``unit``."""
-    threads = 1 if _forked else torch.get_num_threads()
-    parts = max(1, min(threads, cost // GRAIN))
+    parts = max(1, min(threads_here(), cost // GRAIN))
     size = max(-(-work // (parts * unit)), 1) * unit
     return max(1, -(-work // size)), size
-
-
-@contextmanager
-def threads_for(parts: int) -> Iterator[None]:
-    """No more threads than there are parts: those without work would wait busily."""
-    with _one_at_a_time:
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(parts, before))
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before)
 
 
 def rows_of(x_seq: Tensor) -> tuple[np.ndarray, int]:
@@ -322,11 +285,12 @@ def burst_multi_step(
     if count and counts_spikes(max_spikes):
         counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
     arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out)
-    if parts == 1:
-        _burst(0, neurons, *arrays, None if counts is None else counts[0], totals)
-    else:
-        with threads_for(parts):
-            _burst_parts(parts, size, neurons, arrays, counts, totals)
+
+    def work(part: int) -> None:
+        count = None if counts is None else counts[part]
+        _burst(part * size, min((part + 1) * size, neurons), *arrays, count, totals)
+
+    side_by_side(work, parts)
     spikes = None
     if counts is not None:
         per_neuron = restore(torch.from_numpy(totals), v.shape, order)
@@ -364,14 +328,14 @@ def li_pool_multi_step(
     x, stride = rows_of(x_seq)
     out = np.empty((len(x_seq), *states[1].shape), x.dtype)  # of counts in int8, too
     geometry = np.array(pool_geometry(pool))
-
     arrays = (x, stride, out, *states)
     parts, size = divide(len(states[0]), 1, states[0].size * len(out))
-    if parts == 1:
-        _li_pool(0, len(states[0]), *arrays, geometry)
-    else:
-        with threads_for(parts):
-            _li_pool_parts(parts, size, len(states[0]), arrays, geometry)
+
+    def work(part: int) -> None:
+        end = min((part + 1) * size, len(states[0]))
+        _li_pool(part * size, end, *arrays, geometry)
+
+    side_by_side(work, parts)
     total_out, pooled_out = (torch.from_numpy(state).view(-1) for state in states)
     results = [
         restore(torch.from_numpy(out).flatten(1), pooled.shape, order),

@@ -11,11 +11,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu import BLOCK, divide, jit, jit_parallel, rows_of, spread, threads_for
+from .cpu import BLOCK, divide, jit, rows_of, spread
 from .layout import flat_parameters, memory_order, restore
 from .result import BurstResult, SpikeCounts
+from .team import side_by_side
 
 __all__ = ["count_multi_step"]
+
+
+@jit
+def _add_spikes(numbers, fired):  # type: ignore[no-untyped-def]
+    """As in :mod:`.cpu`, of counts in int8; ``fired`` holds as many bits as the sums need."""
+    total = np.int32(0)
+    for j in range(len(numbers)):
+        n = np.int32(numbers[j])
+        spikes = np.int32(n if n > 0 else -n)
+        total = np.int32(total + spikes)
+        fired[j] += spikes
+    return np.int64(total)
+
+
+# No input makes a NaN of whole numbers; a picture with one has no right answer.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _fire(currents, vs, sents, least, most, numbers):  # type: ignore[no-untyped-def]
+    """One step of a row of neurons: m in ``currents`` to the counts ``numbers`` and the state."""
+    for j in range(len(vs)):
+        m = currents[j]
+        n = np.floor(m)
+        n = least if n < least else n
+        n = most if n > most else n
+        if sents is not None:
+            n = -sents[j] if n < -sents[j] else n
+            sents[j] += n
+        vs[j] = m - n
+        numbers[j] = n
 
 
 @jit
@@ -46,18 +75,19 @@ def _count(  # type: ignore[no-untyped-def]
     """
     one, least, most = v.dtype.type(1), bounds[0], bounds[1]
     scale_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
-    other_block = np.empty(BLOCK, v.dtype)
+    other_block, number_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
+    current_block = np.empty(BLOCK, v.dtype)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         scales, shifts, others = scale_block[:size], shift_block[:size], other_block[:size]
-        vs = v[first : first + size]
+        vs, numbers, currents = v[first : first + size], number_block[:size], current_block[:size]
         spread(vs, v_before, inner[0], first)
         spread(shifts, shift, inner[2], first)
         spread(scales, x_scale, inner[3], first)
         if y is not None:
             spread(others, y_scale, inner[4], first)
+        sents = None if sent is None else sent[first : first + size]
         if sent is not None:
-            sents = sent[first : first + size]
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
             fired = totals[first : first + size]
@@ -67,33 +97,16 @@ def _count(  # type: ignore[no-untyped-def]
             if y is not None:
                 ys = y[t * y_stride + first : t * y_stride + first + size]
             ns = out[t, first : first + size]
-            spikes = 0
             for j in range(size):
                 m = vs[j] + scales[j] * (one * xs[j])
                 if y is not None:
                     m = m + others[j] * (one * ys[j])
-                m = m + shifts[j]
-                n = np.floor(m)
-                n = least if n < least else n
-                n = most if n > most else n
-                if sent is not None:
-                    n = -sents[j] if n < -sents[j] else n
-                    sents[j] += n
-                vs[j] = m - n
-                ns[j] = np.int8(np.int32(n))
-                if counts is not None:
-                    spikes += np.int32(abs(n))  # type: ignore[assignment]
-                    fired[j] += abs(n)
+                currents[j] = m + shifts[j]
+            _fire(currents, vs, sents, least, most, numbers)
+            for j in range(size):
+                ns[j] = np.int8(np.int32(numbers[j]))
             if counts is not None:
-                counts[t] += spikes
-
-
-@jit_parallel
-def _count_parts(parts, size, stop, arrays, counts, totals):  # type: ignore[no-untyped-def]
-    """:func:`_count` in parts side by side; ``counts [parts, T]``."""
-    for part in numba.prange(parts):
-        count = None if counts is None else counts[part]
-        _count(part * size, min((part + 1) * size, stop), *arrays, count, totals)
+                counts[t] += _add_spikes(ns, fired)
 
 
 def _in_order(x_seq: Tensor, order: list[int]) -> Tensor:
@@ -145,15 +158,17 @@ def count_multi_step(
     arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out)
     parts, size = divide(neurons, BLOCK, steps * neurons)
     counts = np.zeros((parts, steps), np.int64) if count else None
-    totals = np.empty_like(v_out) if count else None
-    if parts == 1:
-        _count(0, neurons, *arrays, None if counts is None else counts[0], totals)
-    else:
-        with threads_for(parts):
-            _count_parts(parts, size, neurons, arrays, counts, totals)
+    enough = np.int8 if steps * max_spikes < 2**7 else np.int32
+    totals = np.empty(neurons, enough) if count else None
+
+    def work(part: int) -> None:
+        stop = min((part + 1) * size, neurons)
+        _count(part * size, stop, *arrays, None if counts is None else counts[part], totals)
+
+    side_by_side(work, parts)
     spikes = None
     if counts is not None:
-        per_neuron = restore(torch.from_numpy(totals), v.shape, order)
+        per_neuron = restore(torch.from_numpy(totals).float(), v.shape, order)
         spikes = SpikeCounts(torch.from_numpy(counts.sum(0)), per_neuron)
     return BurstResult(
         restore(torch.from_numpy(out), v.shape, order),

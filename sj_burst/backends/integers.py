@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Packed", "has_kernel", "kernels_are_exact"]
+__all__ = ["Packed", "digits", "has_kernel", "kernels_are_exact"]
 
 _LARGEST_SUM = 2**31 - 1
 
@@ -63,6 +63,24 @@ class Packed:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         out = torch.ops.onednn.qconv2d_pointwise(x, *weights[1:], *geometry, *result)
         return out.squeeze(2) if self.line else out
+
+
+def digits(q: Tensor) -> list[Tensor]:
+    r"""Integers below 2^22 as three digits in int8.
+
+    .. math::
+        q = d_0 + 2^8 d_1 + 2^{16} d_2
+
+    Example:
+        >>> [d.item() for d in digits(torch.tensor(300.0, dtype=torch.float64))]
+        [44, 1, 0]
+    """
+    found = []
+    for _ in range(2):
+        digit = (q + 128).remainder(256) - 128
+        found.append(digit)
+        q = (q - digit) / 256
+    return [d.to(torch.int8) for d in (*found, q)]
 
 
 def has_kernel(layer: Any, weight: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..conversion.weights import integer_weights, round_all, unit_met
 from ..functional import per_channel
-from ..graph.evaluate import record
+from ..graph.evaluate import has_tensor, record
 from ..graph.operators import AVERAGE_POOLS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
@@ -44,7 +44,7 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     threads, the machine or the backend. Spikes are those of ``snn``, but for its rounding: a current
     that lies on a threshold to seven digits may fall on the other side.
 
-    What a layer reads that is no count, a picture say, is rounded to 24 bits. On a CPU with VNNI the sums
+    What a layer reads that is no count, a picture say, is rounded to 22 bits. On a CPU with VNNI the sums
     are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
     float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the integers.
 
@@ -129,6 +129,7 @@ class _Rewriting:
         reset_net(snn)
         self.device = device_of(snn)
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
+        self.sizes = {n for n, v in values.items() if n.op != "output" and not has_tensor(v)}
         self.values: dict[fx.Node, _Value] = {}
         self.wrong: list[str] = []
         self.made = 0
@@ -236,13 +237,17 @@ class _Rewriting:
             whole = window_size(pool) * whole if sums else None
         elif is_module(self.gm, node, nn.Upsample) and self._module(node).mode == "nearest":
             self._place(node, OfBytes(self._module(node)))
-        elif node.op == "call_module" and not is_module(self.gm, node, (LIPool, nn.Flatten)):
+        elif is_module(self.gm, node, LIPool):
+            pass
+        elif node.op == "call_module" and not is_module(self.gm, node, nn.Flatten):
             self._to_float(node)
             whole = None
         self.values[node] = _Value(unit, None, whole, signed)
 
     def _restore(self, node: fx.Node) -> None:
-        """Let an operation see what it saw in the converted network."""
+        """Let an operation see what it saw in the converted network; sizes are what they were."""
+        if node in self.sizes:
+            return
         for source in dict.fromkeys(node.all_input_nodes):
             if (value := self.values.get(source)) is not None:
                 self._insert(node, source, AffineScale(value.unit, value.offset))

@@ -10,7 +10,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
-from ..graph.evaluate import record
+from ..graph.evaluate import has_tensor, record
 from ..graph.operators import WEIGHTED
 from ..graph.trace import is_module
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
@@ -94,6 +94,7 @@ class _Folding:
         self.gm: fx.GraphModule = snn.graph
         values = record(self.gm, example_input(snn))
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
+        self.sizes = {n for n, v in values.items() if n.op != "output" and not has_tensor(v)}
         reset_net(snn)
         self.scales: dict[fx.Node, Tensor] = {}  # of values that are not in units of the ANN
         self.made = 0
@@ -174,7 +175,9 @@ class _Folding:
         self.scales[node] = scale
 
     def _restore(self, node: fx.Node) -> None:
-        """Let an operation see what it saw in the converted network."""
+        """Let an operation see what it saw in the converted network; sizes are what they were."""
+        if node in self.sizes:
+            return
         for source in node.all_input_nodes:
             if source in self.scales:
                 self._insert(node, source, self.scales[source])

@@ -1,9 +1,11 @@
 """What a count weighs: scales of values and weights, channel by channel."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
@@ -37,6 +39,7 @@ def count_units(gm: fx.GraphModule, shapes: Shapes) -> dict[fx.Node, Tensor]:
     """
     units: dict[fx.Node, Tensor] = {}
     for node in gm.graph.nodes:
+        unit: Tensor | None
         if is_module(gm, node, BurstIFNode):
             neuron: Any = gm.get_submodule(str(node.target))
             unit = neuron.threshold.detach() if sends_counts(neuron) else None
@@ -74,19 +77,56 @@ def passed_on(
         one = torch.ones_like(known[0]).flatten()[0]
         parts = [units.get(n, one).expand(shapes[n][1]) for n in node.all_input_nodes]
         return torch.cat(parts)
-    if _flattens(gm, node, shapes):
-        shape = shapes[node.all_input_nodes[0]]
+    sources = [n for n in node.all_input_nodes if n in shapes]
+    if len(sources) != 1 or node not in shapes:
+        return None
+    shape = shapes[sources[0]]
+    if _flattens(gm, node, shape, shapes[node]):
         return per_channel(known[0], len(shape)).expand(1, *shape[1:]).flatten()
+    if node.target is operator.getitem:
+        return _of_part(known[0], node.args[1], len(shape))
+    if node.target is F.pad:
+        return _of_padded(known[0], node, len(shape))
     return None
+
+
+def _of_part(unit: Tensor, index: Any, dim: int) -> Tensor | None:
+    """The unit of a part that slices leave, of all samples."""
+    whole = slice(None)
+    if not isinstance(index, tuple) or not all(isinstance(i, slice) for i in index[:dim]):
+        return None
+    if index[0] != whole or len(index) > dim:
+        return None
+    if unit.dim() == 0 or len(index) < 2 or index[1] == whole:
+        return unit
+    numbers = (index[1].start, index[1].stop, index[1].step)
+    return unit[index[1]] if all(n is None or isinstance(n, int) for n in numbers) else None
+
+
+def _of_padded(unit: Tensor, node: fx.Node, dim: int) -> Tensor | None:
+    """The unit of a value padded with zeros, which are zero in every unit."""
+    names = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    pads: Any = names["pad"]
+    if names.get("mode", "constant") != "constant" or names.get("value") not in (None, 0):
+        return None
+    if not all(isinstance(n, int) for n in pads) or len(pads) > 2 * (dim - 1):
+        return None
+    channels = tuple(pads[2 * (dim - 2) :])  # the last dimension comes first
+    if unit.dim() == 0 or channels in ((), (0, 0)):
+        return unit
+    return F.pad(unit, channels, value=1.0)
 
 
 # Modules that act on every channel for itself, and pass a positive factor on.
 _KEEP = (LIPool, GatedPool, *AVERAGE_POOLS, nn.Upsample)
 
 
-def _flattens(gm: fx.GraphModule, node: fx.Node, shapes: Shapes) -> bool:
-    flat = is_module(gm, node, nn.Flatten) or node.target in (torch.flatten, "flatten")
-    return flat and len(node.all_input_nodes) == 1 and len(shapes[node]) == 2
+def _flattens(gm: fx.GraphModule, node: fx.Node, before: torch.Size, after: torch.Size) -> bool:
+    flat = is_module(gm, node, nn.Flatten) or node.target in _FLATTENING
+    return flat and len(after) == 2 and after[0] == before[0]
+
+
+_FLATTENING = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
 
 
 def meets_channels(gm: fx.GraphModule, node: fx.Node, shapes: Shapes, unit: Tensor) -> bool:

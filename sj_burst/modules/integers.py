@@ -6,19 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backends.integers import Packed, has_kernel
+from ..backends.integers import Packed, digits, has_kernel
 from ..functional import per_channel
 from ..utils.layout import channels_last
 
 __all__ = ["AffineScale", "CountPool", "IntegerLayer", "OfBytes", "fixed_point", "window_size"]
 
 
+_BITS = 22  # of what is no count: float32 holds the sums of its three digits over so many inputs
+_FEW = 1024
+
+
 class IntegerLayer(nn.Module):
     """A linear or convolutional layer of integer weights, whose sums are exact.
 
     Counts in int8 meet a kernel that adds in 32 bits, where the machine has one; other inputs are rounded
-    to 24 bits (see :func:`fixed_point`) and added in float64, which is exact for them, too. Either way
-    the sum is rounded once, to float32: neither the number of threads nor the machine tells.
+    to 22 bits (see :func:`fixed_point`) and added digit by digit, or in float64, which is exact for
+    them, too. Either way the sum is rounded once, to float32: neither the number of threads nor the
+    machine tells.
 
     Args:
         layer: the geometry, a linear or convolutional layer.
@@ -49,20 +54,30 @@ class IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, ...]`` to sums ``[N, ...]`` in float32."""
-        if x.dtype == torch.int8 and has_kernel(self.geometry, self.weight):
-            return self._kernel().sums(x)
+        kernel = has_kernel(self.geometry, self.weight)
         if x.dtype == torch.int8:
-            numbers, step = x.double(), None
+            return (
+                self._kernel(self.signed).sums(x) if kernel else self._slowly(x.double()).float()
+            )
+        q, step = fixed_point(x)
+        if kernel and self.weight[0].numel() <= _FEW:
+            sums = [self._kernel(True).sums(digit).double() for digit in digits(q)]
+            out = sums[0] + 256 * sums[1] + 256**2 * sums[2]
         else:
-            numbers, step = fixed_point(x)
-        weight = {"weight": self.weight.double()}
-        out = torch.func.functional_call(self.geometry, weight, (numbers,))
-        return channels_last((out if step is None else out * per_sample(step, out.dim())).float())
+            out = self._slowly(q)
+        return channels_last((out * per_sample(step, out.dim())).float())
 
-    def _kernel(self) -> Packed:
-        key = (self.weight.data_ptr(), self.weight._version)
+    def _slowly(self, x: Tensor) -> Tensor:
+        """Sums of integers in float64, which holds them all."""
+        weight = {"weight": self.weight.double()}
+        out = torch.func.functional_call(self.geometry, weight, (x,))
+        return channels_last(out)
+
+    def _kernel(self, signed: bool) -> Packed:
+        weight = self.weight
+        key = (weight.data_ptr(), None if weight.is_inference() else weight._version, signed)
         if self._packed is None or self._packed[0] != key:
-            self._packed = (key, Packed(self.geometry, self.weight, self.signed))
+            self._packed = (key, Packed(self.geometry, weight, signed))
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,26 +95,26 @@ def per_sample(value: Tensor, dim: int) -> Tensor:
 
 
 def fixed_point(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Round every sample to integers of 24 bits times a power of two.
+    r"""Round every sample to integers of 22 bits times a power of two.
 
     .. math::
-        x \approx 2^{e - 24} q, \qquad 2^{e-1} \le \max |x| < 2^e
+        x \approx 2^{e - 22} q, \qquad 2^{e-1} \le \max |x| < 2^e
 
     Args:
         x: real numbers ``[N, ...]``.
 
     Returns:
-        The integers q in float64, and 2^(e − 24) of every sample ``[N]``.
+        The integers q in float64, |q| ≤ 2^22, and 2^(e − 22) of every sample ``[N]``.
 
     Example:
         >>> q, step = fixed_point(torch.tensor([[0.75, -0.5]]))
-        >>> (q * step).tolist(), q.tolist() == [[0.75 * 2**24, -0.5 * 2**24]]
+        >>> (q * step).tolist(), q.tolist() == [[0.75 * 2**22, -0.5 * 2**22]]
         ([[0.75, -0.5]], True)
     """
     x = x.double()
     largest = x.flatten(1).abs().amax(1) if x[0].numel() else x.new_ones(len(x))
     exponent = torch.frexp(largest).exponent
-    step = torch.ldexp(torch.ones_like(largest), exponent - 24)
+    step = torch.ldexp(torch.ones_like(largest), exponent - _BITS)
     return (x / per_sample(step, x.dim())).round(), step
 
 

@@ -152,7 +152,8 @@ class LIPool(TemporalModule):
         total, pooled = states
         if total is None:
             total = torch.zeros_like(x, dtype=state_dtype(x.dtype))
-            pooled = torch.zeros_like(self.pool(total))
+            one = self.pool(total[:1])  # its shape
+            pooled = one.new_zeros(len(x), *one.shape[1:])
         check_state_shape(self, total, x, "totals")
         return total, pooled
 
