@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from ..functional import per_channel
 from ..graph.repeat import RepeatOverTime
 from ..modules.neuron import BurstIFNode
-from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork
 from ..utils.checks import check_count
 from ..utils.outputs import map_tensors
-from .unit_thresholds import unit_thresholds
+from .unit_thresholds import check_unsigned, unit_thresholds
 
-__all__ = ["SinabsNetwork", "SinabsNeurons", "to_sinabs"]
+__all__ = ["SinabsNetwork", "SinabsNeurons", "sinabs_neurons", "to_sinabs"]
 
 
 class SinabsNeurons(nn.Module):
@@ -105,37 +104,32 @@ def to_sinabs(snn: SpikingNetwork) -> SinabsNetwork:
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"to_sinabs wants a network converted by BurstRecipe, got {type(snn).__name__}")
-    if problems := [p for name, m in snn.graph.named_modules() if (p := _problem(name, m))]:
-        raise ValueError(f"sinabs cannot express {'; nor '.join(problems)}")
-    layers, activation = _sinabs()
+    check_unsigned(snn, "sinabs")
     unit = unit_thresholds(snn)
     for name, module in list(unit.graph.named_modules()):
         if isinstance(module, BurstIFNode):
-            endless = math.isinf(module.max_spikes)
-            layer = layers.IAF(
-                spike_threshold=1.0,
-                spike_fn=activation.MultiSpike if endless else activation.MaxSpike(module.max_spikes),
-                reset_fn=activation.MembraneSubtract(),
-                min_v_mem=None,
-            )
-            unit.graph.set_submodule(name, SinabsNeurons(layer, module.v_init, module.shift))
+            layer = sinabs_neurons(module.max_spikes, module.v_init, module.shift)
+            unit.graph.set_submodule(name, layer)
         elif isinstance(module, RepeatOverTime):
             unit.graph.set_submodule(name, nn.Identity())  # every step has rows of its own
     return SinabsNetwork(unit.graph, unit.readout).eval()
 
 
-def _problem(name: str, module: nn.Module) -> str | None:
-    if isinstance(module, BurstIFNode):
-        if module.negative_slope is not None:
-            return f"{name} (LeakyReLU); train with ReLU"
-        if type(module) is not BurstIFNode or module.signed:
-            return f"{name} (spikes are taken back); convert with inactivated_spikes='allow'"
-        return None
-    if isinstance(module, RepeatOverTime) or not isinstance(module, TemporalModule):
-        return None
-    if hasattr(module, "pool"):
-        return f"{name} ({type(module).__name__}); convert with max_pool='average'"
-    return f"{name} ({type(module).__name__}); convert with coding='direct'"
+def sinabs_neurons(max_spikes: float, v_init: Tensor, shift: Tensor | None) -> SinabsNeurons:
+    """Neurons of threshold 1 with soft reset that send up to Γ spikes a step.
+
+    Raises:
+        ImportError: without sinabs.
+    """
+    layers, activation = _sinabs()
+    endless = math.isinf(max_spikes)
+    layer = layers.IAF(
+        spike_threshold=1.0,
+        spike_fn=activation.MultiSpike if endless else activation.MaxSpike(max_spikes),
+        reset_fn=activation.MembraneSubtract(),
+        min_v_mem=None,
+    )
+    return SinabsNeurons(layer, v_init, shift)
 
 
 def _sinabs() -> tuple[Any, Any]:

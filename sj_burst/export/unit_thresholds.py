@@ -12,12 +12,14 @@ from torch import Tensor, fx, nn
 from ..functional import per_channel
 from ..graph.evaluate import has_tensor, record
 from ..graph.operators import WEIGHTED
+from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
+from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork
 
-__all__ = ["Scale", "unit_thresholds"]
+__all__ = ["Scale", "check_unsigned", "example_input", "unit_thresholds"]
 
 
 class Scale(nn.Module):
@@ -85,6 +87,34 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
     _Folding(unit).run()
     unit.folded = True
     return unit
+
+
+def check_unsigned(snn: SpikingNetwork, executor: str) -> None:
+    """Raise unless a network is one of unsigned neurons and average pooling, under direct coding.
+
+    Args:
+        snn: a converted network.
+        executor: what can run such networks only.
+
+    Raises:
+        ValueError: names every layer that is something else, and the option to convert with.
+    """
+    if problems := [p for name, m in snn.graph.named_modules() if (p := _problem(name, m))]:
+        raise ValueError(f"{executor} cannot express {'; nor '.join(problems)}")
+
+
+def _problem(name: str, module: nn.Module) -> str | None:
+    if isinstance(module, BurstIFNode):
+        if module.negative_slope is not None:
+            return f"{name} (LeakyReLU); train with ReLU"
+        if type(module) is not BurstIFNode or module.signed:
+            return f"{name} (spikes are taken back); convert with inactivated_spikes='allow'"
+        return None
+    if isinstance(module, RepeatOverTime) or not isinstance(module, TemporalModule):
+        return None
+    if hasattr(module, "pool"):
+        return f"{name} ({type(module).__name__}); convert with max_pool='average'"
+    return f"{name} ({type(module).__name__}); convert with coding='direct'"
 
 
 class _Folding:

@@ -10,6 +10,7 @@ import fnmatch
 import multiprocessing
 import multiprocessing.connection
 import resource
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
 def _attempt_all(wanted: list[Entry], limits: argparse.Namespace) -> Iterator[Result]:
     """Each in a forked process; so many at a time."""
     context = multiprocessing.get_context("fork")
-    waiting, running = list(reversed(wanted)), []
+    waiting, running = list(reversed(wanted)), {}
     while waiting or running:
         while waiting and len(running) < limits.jobs:
             entry = waiting.pop()
@@ -85,16 +86,23 @@ def _attempt_all(wanted: list[Entry], limits: argparse.Namespace) -> Iterator[Re
             process = context.Process(target=_work, args=(entry, sender, limits.gigabytes))
             process.start()
             sender.close()
-            running.append((entry, process, receiver))
-        entry, process, receiver = running.pop(0)
-        try:
-            late = not receiver.poll(limits.seconds)
-            verdict = Result(entry.library, entry.name, "timed out") if late else receiver.recv()
-        except EOFError:
-            verdict = Result(entry.library, entry.name, "does not run", "its process died")
-        process.kill()
-        process.join()
-        yield verdict
+            running[receiver] = (entry, process, time.monotonic() + limits.seconds)
+        first = min(until for _, _, until in running.values())
+        ready = multiprocessing.connection.wait(list(running), max(0, first - time.monotonic()))
+        for receiver, (entry, process, until) in list(running.items()):
+            if receiver in ready or time.monotonic() > until:
+                del running[receiver]
+                yield _received(receiver, entry)
+                process.kill()
+                process.join()
+
+
+def _received(receiver: Any, entry: Entry) -> Result:
+    """What a process found, if it has found it."""
+    try:
+        return receiver.recv() if receiver.poll() else Result(entry.library, entry.name, "timed out")
+    except EOFError:
+        return Result(entry.library, entry.name, "does not run", "its process died")
 
 
 def _work(entry: Entry, sender: Any, gigabytes: float) -> None:
