@@ -14,7 +14,7 @@ from ..functional import per_channel
 from ..graph.evaluate import has_tensor, record
 from ..graph.operators import AVERAGE_POOLS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
-from ..graph.trace import is_module
+from ..graph.trace import call_sites, is_module
 from ..graph.units import passed_on, sends_counts
 from ..modules.counting import LARGEST_INT8, CountingNode
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, window_size
@@ -128,6 +128,8 @@ class _Rewriting:
         values = record(self.gm, example_input(snn))
         reset_net(snn)
         self.device = device_of(snn)
+        # Layers of several calls were rounded without regard to what they read.
+        self.shared = {n for n in self.gm.graph.nodes if call_sites(self.gm, n.target) > 1}
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
         self.sizes = {n for n, v in values.items() if n.op != "output" and not has_tensor(v)}
         self.values: dict[fx.Node, _Value] = {}
@@ -207,7 +209,8 @@ class _Rewriting:
 
     def _layer(self, node: fx.Node) -> None:
         layer, source = self._module(node), node.all_input_nodes[0]
-        unit = unit_met(self.gm, node, self.shapes, self._units())
+        alone = node not in self.shared
+        unit = unit_met(self.gm, node, self.shapes, self._units()) if alone else None
         q, scale, rest = integer_weights(layer, self.bits, unit)
         signed = unit is not None and self.values[source].signed
         if rest > _SAME:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import functional
 from ..backends import dispatch
+from .integers import check_no_gradient
 from .neuron import BurstIFNode
 from .temporal import check_state_shape, first_step
 
@@ -75,11 +76,7 @@ class CountingNode(BurstIFNode):
         """
         if len(inputs) != self.terms:
             raise ValueError(f"CountingNode has scales for {self.terms} inputs, got {len(inputs)}")
-        if functional.needs_grad(*inputs):  # type: ignore[arg-type]
-            raise ValueError(
-                "counts carry no gradient; train the network before to_integers, or run it under "
-                "torch.no_grad()"
-            )
+        check_no_gradient(*inputs)  # type: ignore[arg-type]
         x, (v, sent) = first_step(inputs, step_mode), states
         if v is None:
             v = functional.per_channel(self.v_init, x.dim()).expand_as(x)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.integers import Packed, digits, has_kernel
-from ..functional import per_channel
+from ..functional import needs_grad, per_channel
 from ..utils.layout import channels_last
 
-__all__ = ["AffineScale", "CountPool", "IntegerLayer", "OfBytes", "fixed_point", "window_size"]
+__all__ = ["AffineScale", "CountPool", "IntegerLayer", "OfBytes", "check_no_gradient", "fixed_point", "window_size"]
 
 
 _BITS = 22  # of what is no count: float32 holds the sums of its three digits over so many inputs
@@ -54,6 +54,7 @@ class IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, ...]`` to sums ``[N, ...]`` in float32."""
+        check_no_gradient(x)
         kernel = has_kernel(self.geometry, self.weight)
         if x.dtype == torch.int8:
             return (
@@ -87,6 +88,19 @@ class IntegerLayer(nn.Module):
     def extra_repr(self) -> str:
         """Options in one line."""
         return f"{self.geometry}, {self.weight.dtype}, signed={self.signed}"
+
+
+def check_no_gradient(*x: Tensor) -> None:
+    """Raise if an input asks for a gradient, which integers have not.
+
+    Raises:
+        ValueError: names the remedy.
+    """
+    if needs_grad(*x):
+        raise ValueError(
+            "counts carry no gradient; train the network before to_integers, or run it under "
+            "torch.no_grad()"
+        )
 
 
 def per_sample(value: Tensor, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ from .entry import Entry
 from .oracle import inquire
 from .ordinary import make_ordinary
 
-__all__ = ["COUNTED", "Result", "attempt", "convert", "error_of_many_levels"]
+__all__ = ["COUNTED", "Result", "attempt", "convert"]
 
 MANY = 2**20  # levels, in the limit of which the networks have to agree
 RIGHT = 0.01  # the error that they have to reach
@@ -58,7 +58,7 @@ def attempt(entry: Entry) -> Result:
         result.verdict, result.reason = _too_large(error) or "does not run", _short(error)
         return result
     try:
-        _convert_and_compare(result, net, x)
+        _convert_and_compare(result, net, x, entry.large)
         if finding.unknown:
             result.reason = f"unknown to the oracle: {', '.join(dict.fromkeys(finding.unknown))}"
     except Exception as error:
@@ -77,14 +77,30 @@ def convert(net: Any, x: Any, levels: int, threshold: str = "mse") -> Any:
 
 
 @torch.no_grad()
-def _convert_and_compare(result: Result, net: Any, x: Any) -> None:
+def _convert_and_compare(result: Result, net: Any, x: Any, large: bool) -> None:
     part, wanted = _some(net, x)
+    snn = convert(net, x, 1, "max")
     for levels in (16, 256):
-        got = convert(net, x, levels).answer(part, 1)
+        if large:
+            _set_levels(snn, levels)
+            got = snn.answer(part, 1)
+        else:
+            got = convert(net, x, levels).answer(part, 1)
         setattr(result, f"error_{levels}", difference(got, wanted))
-    result.error_many, result.error_in_steps = error_of_many_levels(net, x)
+    _set_levels(snn, MANY)
+    result.error_many = difference(snn.answer(part, 1), wanted)
+    result.error_in_steps = difference(snn.answer(part, 4), wanted)
     right = result.error_many <= RIGHT and result.error_in_steps <= RIGHT
     result.verdict = "converts" if right else "converts wrongly"
+
+
+def _set_levels(snn: Any, levels: int) -> None:
+    """So many levels up to the maximum that Γ thresholds reach now."""
+    for neuron in snn.neurons().values():
+        finer = levels / neuron.max_spikes
+        neuron.max_spikes = levels
+        neuron.threshold /= finer
+        neuron.v_init /= finer
 
 
 def _some(net: Any, x: Any) -> tuple[Any, Any]:
@@ -92,18 +108,6 @@ def _some(net: Any, x: Any) -> tuple[Any, Any]:
     some = [2, 0, 3]
     part = tuple(t[some] for t in x) if isinstance(x, tuple) else x[some]
     return part, net(*part) if isinstance(part, tuple) else net(part)
-
-
-@torch.no_grad()
-def error_of_many_levels(net: Any, x: Any) -> tuple[float, float]:
-    """The error at T = 1 and at T = 4 where the range up to the maximum has a million levels."""
-    part, wanted = _some(net, x)
-    snn = convert(net, x, 1, "max")
-    for neuron in snn.neurons().values():
-        neuron.max_spikes = MANY
-        neuron.threshold /= MANY
-        neuron.v_init /= MANY
-    return difference(snn.answer(part, 1), wanted), difference(snn.answer(part, 4), wanted)
 
 
 def difference(got: Any, wanted: Any) -> float:

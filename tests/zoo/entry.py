@@ -34,6 +34,7 @@ class Entry:
         make: returns the network with weights of its own initialisation.
         inputs: the shape of one sample, or a function from the number of samples to the input.
         refused_for: why a converter has to refuse it, as its author knows; empty if it need not.
+        large: converted once, and not for every number of levels anew.
     """
 
     library: str
@@ -41,6 +42,7 @@ class Entry:
     make: Callable[[], nn.Module]
     inputs: Inputs
     refused_for: str = ""
+    large: bool = False
 
     def samples(self, count: int) -> Any:
         """An input of so many samples: a tensor, or a tuple of them."""

@@ -15,6 +15,7 @@ from .oracle import inquire
 
 __all__ = ["LIBRARIES", "TIMM", "smp_entries", "survey_timm", "timm_entries", "torchvision_entries"]
 
+LARGE = 430e6  # multiplications
 TIMM = Path(__file__).parent / "timm.csv"
 _SIZES = (64, 96, 128, 224, 256, 299, 384, 512)  # tried in this order
 
@@ -23,8 +24,9 @@ def timm_entries() -> Iterator[Entry]:
     """All of ``timm.csv``, small ones first; :func:`survey_timm` wrote it."""
     with TIMM.open(newline="") as file:
         for row in csv.DictReader(file):
-            size = int(row["size"])
-            yield Entry("timm", row["name"], functools.partial(_timm, row["name"]), (3, size, size))
+            size, make = int(row["size"]), functools.partial(_timm, row["name"])
+            large = int(row["macs"]) > LARGE
+            yield Entry("timm", row["name"], make, (3, size, size), large=large)
 
 
 def _timm(name: str) -> nn.Module:
