@@ -62,7 +62,7 @@ _HEAD = """# The zoo: which networks convert
 
 Networks with random weights, each layer scaled to unit variance and each BatchNorm with statistics of
 its own, are converted with `threshold="mse"`, `calibration="none"` for one step of Γ = 16 and of 256
-levels, and with θ = maximum/Γ for one and four steps of Γ = 2^20; networks of timm of more than 430
+levels, and with θ = maximum/Γ for one and four steps of Γ = 2^20; networks of timm of more than 590
 million multiplications with θ = maximum/Γ throughout. The error is that of the worst output,
 relative to its spread over the batch, on three of the four samples that the thresholds were fitted on.
 *Converts* means that the last two errors are below 1 %. What may be refused is decided by an oracle
