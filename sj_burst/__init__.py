@@ -23,12 +23,15 @@ Understand
 Train
     - :mod:`training`: rate norm layers and threshold scales, QCFS, temporal efficient training.
 
+Deploy
+    - :mod:`export`: integers of 8 bits, folded weights, sinabs, NIR, NeuroBench.
+
 Build
     - :class:`BurstIFNode`; :mod:`sj_burst.modules.pooling`, :mod:`sj_burst.modules.encoding`, and the
       arithmetic in :mod:`sj_burst.functional`.
 """
 
-from . import training
+from . import export, training
 from .analysis import plot
 from .analysis.inactivated import inactivated_share
 from .analysis.recommend import recommend
@@ -55,6 +58,7 @@ __all__ = [
     "SimulationResult",
     "SpikingNetwork",
     "convert",
+    "export",
     "fit_early_exit",
     "inactivated_share",
     "load",

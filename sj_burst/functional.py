@@ -180,8 +180,8 @@ def count_step(
     Source: :func:`burst_step` in units of its threshold.
 
     Example:
-        >>> one = torch.tensor(1.0)
-        >>> n, v, _ = count_step([torch.tensor([5], dtype=torch.int8)], torch.zeros(1), [one / 2], 4, one)
+        >>> x, one = torch.tensor([5], dtype=torch.int8), torch.tensor(1.0)
+        >>> n, v, _ = count_step([x], torch.zeros(1), [one / 2], 4, one)
         >>> n, v
         (tensor([3], dtype=torch.int8), tensor([0.5000]))
     """

@@ -1,6 +1,7 @@
 """Networks that the tutorials train and convert."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,13 +80,17 @@ def without_padding(net: nn.Module) -> nn.Module:
     return net
 
 
-def small_vgg(classes: int = 10, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """A VGG of five convolutions with BatchNorm and max-pooling, for 28×28 grey images."""
+def small_vgg(
+    classes: int = 10,
+    activation: type[nn.Module] = nn.ReLU,
+    pool: Callable[[int], nn.Module] = nn.MaxPool2d,
+) -> nn.Sequential:
+    """A VGG of five convolutions with BatchNorm and pooling, for 28×28 grey images."""
     layers: list[nn.Module] = []
     channels = 1
     for width in (16, 16, "M", 32, 32, "M", 64, "M"):
         if width == "M":
-            layers.append(nn.MaxPool2d(2))
+            layers.append(pool(2))
             continue
         layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
         layers.append(activation())

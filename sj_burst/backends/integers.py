@@ -54,7 +54,7 @@ class Packed:
         if self.zero_point:
             x = x ^ self.zero_point  # n + 128
         weights = (x, 1.0, self.zero_point, self.weight, self.scales, self.zeros, None)
-        result = (1.0, 0, torch.float32, "none", [], "")
+        result: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
         if self.linear:
             flat = torch.ops.onednn.qlinear_pointwise(x.flatten(0, -2), *weights[1:], *result)
             return flat.unflatten(0, x.shape[:-1])

@@ -75,7 +75,11 @@ def integer_weights(layer: Any, bits: int, unit: Tensor | None = None) -> tuple[
     q = levels.round()
     if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...], by group the same
         scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
-    return q.to(torch.int8 if bits <= 8 else torch.int16), scale.flatten(), (levels - q).abs().max().item()
+    return (
+        q.to(torch.int8 if bits <= 8 else torch.int16),
+        scale.flatten(),
+        (levels - q).abs().max().item(),
+    )
 
 
 @torch.no_grad()

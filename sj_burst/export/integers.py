@@ -44,9 +44,10 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     threads, the machine or the backend. Spikes are those of ``snn``, but for its rounding: a current
     that lies on a threshold to seven digits may fall on the other side.
 
-    What a layer reads that is no count, a picture say, is rounded to 22 bits. On a CPU with VNNI the sums
-    are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
-    float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the integers.
+    What a layer reads that is no count, a picture say, is rounded to 22 bits. On a CPU with VNNI the
+    sums are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
+    float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the
+    integers.
 
     Args:
         snn: a network converted with ``weight_bits``; stays as it is, but for its reset state.
@@ -74,15 +75,21 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
         torch.int8
     """
     if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"to_integers wants a network converted by BurstRecipe, got {type(snn).__name__}")
+        raise TypeError(
+            f"to_integers wants a network converted by BurstRecipe, got {type(snn).__name__}"
+        )
     if snn.folded:
         raise ValueError("the network's weights hold its thresholds already; pass the converted network")
     Options(weight_bits=bits)  # raises for what is no number of bits
     wanted = snn.options.weight_bits if bits is None else bits
     if wanted is None:
-        raise ValueError("weights are no integers; convert with weight_bits=8, or pass bits=8 to round now")
+        raise ValueError(
+            "weights are no integers; convert with weight_bits=8, or pass bits=8 to round now"
+        )
     if kinds := sorted({str(p.dtype) for p in snn.graph.parameters()} - {"torch.float32"}):
-        raise ValueError(f"to_integers wants a network in float32, got {kinds[0]}; call snn.float() first")
+        raise ValueError(
+            f"to_integers wants a network in float32, got {kinds[0]}; call snn.float() first"
+        )
     _check_max_spikes(snn)
     reset_net(snn)
     net = copy.deepcopy(snn).eval()

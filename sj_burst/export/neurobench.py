@@ -125,7 +125,7 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
     unfolded = _unfold(unit_thresholds(snn))
     base: Any = _neurobench().NeuroBenchModel
 
-    class Model(base):  # type: ignore[misc]
+    class Model(base):
         """What NeuroBench calls, and where it looks for layers."""
 
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.evaluate import record
 from ..graph.repeat import RepeatOverTime
+from ..graph.units import FLATTENING
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from .sinabs import SinabsNetwork, sinabs_neurons
@@ -20,16 +21,17 @@ __all__ = ["from_nir", "to_nir"]
 
 
 def to_nir(snn: SpikingNetwork) -> Any:
-    """The same network as a graph of NIR, which tools of many chips read; ``nir.write`` makes a file of it.
+    """The same network as a graph of NIR, which tools of many chips read.
 
-    Neurons become ``IF`` of threshold 1, after :func:`unit_thresholds`. NIR defines ``IF`` with a hard
-    reset, and knows neither bursts nor an initial membrane potential: what an executor has to do besides
-    is in the metadata of every neuron (``reset = "subtract"``, ``max_spikes``, ``v_init`` and, where no
-    bias takes it, ``shift``) and of the graph (``time_steps``, ``input``, ``output``).
-    :func:`from_nir` does it.
+    ``nir.write(path, graph)`` makes a file of it. Neurons become ``IF`` of threshold 1, after
+    :func:`unit_thresholds`. NIR defines ``IF`` with a hard reset, and knows neither bursts nor an
+    initial membrane potential: what an executor has to do besides is in the metadata of every neuron
+    (``reset = "subtract"``, ``max_spikes``, ``v_init`` and, if there is one, the constant current
+    ``shift``) and of the graph (``time_steps``, ``input``, ``output``). :func:`from_nir` does it.
 
     Args:
-        snn: a converted network of unsigned neurons, average pooling and one output, under direct coding.
+        snn: a converted network of unsigned neurons, average pooling and one output, under direct
+            coding.
 
     Returns:
         A ``nir.NIRGraph``.
@@ -55,7 +57,7 @@ def to_nir(snn: SpikingNetwork) -> Any:
     check_unsigned(snn, "NIR")
     if not isinstance(snn.readout, nn.Identity):
         raise ValueError(
-            f"NIR cannot express what follows the mean output, {snn.readout!r}; convert the network without"
+            f"NIR cannot express what follows the mean output, {snn.readout!r}; convert without it"
         )
     return _Writing(nir, unit_thresholds(snn)).graph()
 
@@ -109,20 +111,21 @@ class _Writing:
             self._refuse(node, str(getattr(node.target, "__name__", node.target)))
 
     def _moved(self, node: fx.Node) -> Any:
-        """What moves numbers only: reshapes to a row, and steps and paddings as a convolution with ones."""
+        """What moves numbers only: reshapes to a row; steps and paddings, as a convolution with ones."""
         sources = [n for n in node.all_input_nodes if n in self.shapes]
         if len(sources) != 1 or node not in self.shapes:
             return None
         before, after = self.shapes[sources[0]], self.shapes[node]
-        if node.target in ("reshape", "view", "flatten", torch.reshape, torch.flatten) and len(after) == 1:
+        if node.target in FLATTENING and len(after) == 1:
             return self.nir.Flatten({"input": np.array(before)}, start_dim=0, end_dim=-1)
         if len(before) != 3 or len(after) != 3:
             return None
         if node.target is operator.getitem and (steps := _steps(node.args[1])) is not None:
             return self._ones(before, before[0], 0, steps)
-        if node.target is F.pad and node.args[1][:4] == (0, 0, 0, 0) and len(node.args[1]) == 6:
+        pads: Any = node.args[1] if len(node.args) > 1 else ()
+        if node.target is F.pad and len(pads) == 6 and tuple(pads[:4]) == (0, 0, 0, 0):
             zeros = node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value")
-            return self._ones(before, after[0], node.args[1][4], (1, 1)) if zeros else None
+            return self._ones(before, after[0], pads[4], (1, 1)) if zeros else None
         return None
 
     def _ones(self, before: tuple[int, ...], outputs: int, first: int, steps: tuple[int, ...]) -> Any:
@@ -204,14 +207,18 @@ class _Writing:
             kernel = np.array(before[1:]) // np.array(after[1:])
             return self.nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.zeros(2, dtype=int))
         padded = np.any(np.array(pool.padding))
-        if pool.ceil_mode or pool.divisor_override is not None or (padded and not pool.count_include_pad):
+        if (
+            pool.ceil_mode
+            or pool.divisor_override is not None
+            or (padded and not pool.count_include_pad)
+        ):
             return None
         sizes = [np.broadcast_to(np.array(n), 2) for n in (pool.kernel_size, pool.stride, pool.padding)]
         return self.nir.AvgPool2d(kernel_size=sizes[0], stride=sizes[1], padding=sizes[2])
 
 
 def _whole(layer: Any) -> Tensor:
-    """Weights of a convolution without groups: zeros between them, as nir's check of shapes knows none."""
+    """Weights of a convolution, zeros between its groups: nir's check of shapes knows no groups."""
     inputs = layer.in_channels // layer.groups
     whole = layer.weight.new_zeros(layer.out_channels, layer.in_channels, *layer.kernel_size)
     parts = layer.weight.detach().chunk(layer.groups)
@@ -223,7 +230,9 @@ def _whole(layer: Any) -> Tensor:
 def _steps(index: Any) -> tuple[int, ...] | None:
     """The steps of slices over height and width that begin at the first, ``None`` for others."""
     slices = index if isinstance(index, tuple) else ()
-    if len(slices) != 4 or any(not isinstance(i, slice) or i.start or i.stop is not None for i in slices):
+    if len(slices) != 4 or any(
+        not isinstance(i, slice) or i.start or i.stop is not None for i in slices
+    ):
         return None
     steps = tuple(1 if i.step is None else i.step for i in slices)
     return steps[2:] if steps[:2] == (1, 1) else None
@@ -247,7 +256,8 @@ def from_nir(graph: Any) -> SinabsNetwork:
     nir = _nir()
     graph = graph if isinstance(graph, nir.NIRGraph) else nir.read(graph)
     modules: dict[str, nn.Module] = {}
-    new, values = fx.Graph(), {}
+    new = fx.Graph()
+    values: dict[str, fx.Node] = {}
     readers = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
     for name in _in_order(readers):
         node, parts = graph.nodes[name], [values[source] for source in readers[name]]
@@ -300,9 +310,10 @@ def _module(nir: Any, name: str, node: Any) -> nn.Module:
 
 def _neurons(name: str, node: Any) -> nn.Module:
     asked = {k: v.decode() if isinstance(v, bytes) else v for k, v in node.metadata.items()}
-    if asked.get("reset") != "subtract" or not np.all(node.v_threshold == 1) or not np.all(node.r == 1):
+    plain = np.all(node.v_threshold == 1) and np.all(node.r == 1)
+    if asked.get("reset") != "subtract" or not plain:
         raise ValueError(
-            f"{name!r} does not ask for a soft reset and a threshold of 1, which are what to_nir writes; "
+            f"{name!r} does not ask for a soft reset and a threshold of 1, which is what to_nir writes; "
             "NIR's own IF resets to v_reset"
         )
     shift = asked.get("shift")

@@ -144,9 +144,9 @@ class _Folding:
         sources = node.all_input_nodes
         if node.target in _SUMS and self._adds_maps(node) and self._threshold_after(node) is not None:
             return self._sum
-        if sources and (scale := self.scales.get(sources[0])) is not None and scale.dim() <= 1:
-            if meets_channels(self.gm, node, self.shapes, scale):
-                return self._layer
+        scale = self.scales.get(sources[0]) if sources else None
+        if scale is not None and scale.dim() <= 1 and meets_channels(self.gm, node, self.shapes, scale):
+            return self._layer
         if passed_on(self.gm, node, self.shapes, self.scales) is not None:
             return self._pass_on
         return self._restore

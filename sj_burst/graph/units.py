@@ -14,7 +14,16 @@ from ..modules.pooling import GatedPool, LIPool, MaxOver
 from .operators import AVERAGE_POOLS, TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from .trace import is_module
 
-__all__ = ["Shapes", "count_units", "meets_channels", "passed_on", "scale_inputs", "scale_outputs", "sends_counts"]
+__all__ = [
+    "FLATTENING",
+    "Shapes",
+    "count_units",
+    "meets_channels",
+    "passed_on",
+    "scale_inputs",
+    "scale_outputs",
+    "sends_counts",
+]
 
 Shapes = Mapping[fx.Node, torch.Size]
 
@@ -122,11 +131,11 @@ _KEEP = (LIPool, GatedPool, *AVERAGE_POOLS, nn.Upsample)
 
 
 def _flattens(gm: fx.GraphModule, node: fx.Node, before: torch.Size, after: torch.Size) -> bool:
-    flat = is_module(gm, node, nn.Flatten) or node.target in _FLATTENING
+    flat = is_module(gm, node, nn.Flatten) or node.target in FLATTENING
     return flat and len(after) == 2 and after[0] == before[0]
 
 
-_FLATTENING = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
+FLATTENING = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
 
 
 def meets_channels(gm: fx.GraphModule, node: fx.Node, shapes: Shapes, unit: Tensor) -> bool:

@@ -28,8 +28,8 @@ class CountingNode(BurstIFNode):
     equal sums come equal counts, on every machine. Made by :func:`sj_burst.export.integers.to_integers`.
 
     Args:
-        scales: s, for every input what a unit of it weighs, in thresholds: scalars, one value per channel
-            or one per neuron.
+        scales: s, for every input what a unit of it weighs, in thresholds: scalars, one value per
+            channel or one per neuron.
         max_spikes: Γ, from 1 to 127.
         v_init: membrane potential after a reset, in thresholds.
         shift: constant current added at every step, in thresholds; ``None`` for none.

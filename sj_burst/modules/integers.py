@@ -10,7 +10,15 @@ from ..backends.integers import Packed, digits, has_kernel
 from ..functional import needs_grad, per_channel
 from ..utils.layout import channels_last
 
-__all__ = ["AffineScale", "CountPool", "IntegerLayer", "OfBytes", "check_no_gradient", "fixed_point", "window_size"]
+__all__ = [
+    "AffineScale",
+    "CountPool",
+    "IntegerLayer",
+    "OfBytes",
+    "check_no_gradient",
+    "fixed_point",
+    "window_size",
+]
 
 
 _BITS = 22  # of what is no count: float32 holds the sums of its three digits over so many inputs
@@ -20,9 +28,9 @@ _FEW = 1024
 class IntegerLayer(nn.Module):
     """A linear or convolutional layer of integer weights, whose sums are exact.
 
-    Counts in int8 meet a kernel that adds in 32 bits, where the machine has one; other inputs are rounded
-    to 22 bits (see :func:`fixed_point`) and added digit by digit, or in float64, which is exact for
-    them, too. Either way the sum is rounded once, to float32: neither the number of threads nor the
+    Counts in int8 meet a kernel that adds in 32 bits, where the machine has one; other inputs are
+    rounded to 22 bits (see :func:`fixed_point`) and added digit by digit, or in float64, which is exact
+    for them, too. Either way the sum is rounded once, to float32: neither the number of threads nor the
     machine tells.
 
     Args:
@@ -31,7 +39,8 @@ class IntegerLayer(nn.Module):
         signed: whether there may be counts below zero.
 
     Example:
-        >>> layer = IntegerLayer(nn.Linear(2, 1), torch.tensor([[3, -100]], dtype=torch.int8), signed=True)
+        >>> weight = torch.tensor([[3, -100]], dtype=torch.int8)
+        >>> layer = IntegerLayer(nn.Linear(2, 1), weight, signed=True)
         >>> layer(torch.tensor([[5, -1]], dtype=torch.int8))
         tensor([[115.]])
     """
@@ -57,9 +66,7 @@ class IntegerLayer(nn.Module):
         check_no_gradient(x)
         kernel = has_kernel(self.geometry, self.weight)
         if x.dtype == torch.int8:
-            return (
-                self._kernel(self.signed).sums(x) if kernel else self._slowly(x.double()).float()
-            )
+            return self._kernel(self.signed).sums(x) if kernel else self._slowly(x.double()).float()
         q, step = fixed_point(x)
         if kernel and self.weight[0].numel() <= _FEW:
             sums = [self._kernel(True).sums(digit).double() for digit in digits(q)]

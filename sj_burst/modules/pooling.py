@@ -140,7 +140,7 @@ class LIPool(TemporalModule):
         has_kernel = type(self.pool) in dispatch.POOLS_WITH_KERNELS
         return dispatch.BACKENDS if has_kernel else ("torch",)
 
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+    def multi_step_forward(self, x_seq: Tensor, *more: Tensor) -> Tensor:
         """Run all steps; an input that is constant in time needs plain max-pooling only."""
         return self.pool(x_seq) if self.is_constant(x_seq) else super().multi_step_forward(x_seq)
 
@@ -203,7 +203,7 @@ class GatedPool(TemporalModule):
         self.pool: Any = pool
         self.register_memory("total", None)
 
-    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+    def multi_step_forward(self, x_seq: Tensor, *more: Tensor) -> Tensor:
         """Run all steps; an input that is constant in time needs plain max-pooling only."""
         return self.pool(x_seq) if self.is_constant(x_seq) else super().multi_step_forward(x_seq)
 

@@ -81,11 +81,11 @@ class TemporalModule(base.MemoryModule):
             )
         return x.unflatten(0, self.time_fold)
 
-    def multi_step_forward(self, *x_seq: Tensor) -> Tensor:
+    def multi_step_forward(self, x_seq: Tensor, *more: Tensor) -> Tensor:
         """Run all steps; ``[T, N, ...]``, or the folded batch while ``time_fold`` is set."""
         if self.time_fold is None:
-            return super().multi_step_forward(*x_seq)
-        return super().multi_step_forward(*map(self.unfold, x_seq)).flatten(0, 1)
+            return super().multi_step_forward(x_seq, *more)
+        return super().multi_step_forward(*map(self.unfold, (x_seq, *more))).flatten(0, 1)
 
 
 def first_step(inputs: tuple[object, ...], step_mode: str) -> Tensor:

@@ -107,8 +107,8 @@ class SpikeWalk:
             pool: Any = self.gm.get_submodule(name)
             return _Spikes(_window_sums(pool.pool, source.count), pool.pool(source.unit))
         if is_module(self.gm, node, OfBytes):
-            module = self.gm.get_submodule(name).module
-            return _Spikes(module(source.count), module(source.unit))
+            mover: Any = self.gm.get_submodule(name)
+            return _Spikes(mover.module(source.count), mover.module(source.unit))
         if is_module(self.gm, node, _SCALERS):
             return _Spikes(source.count, self.gm.get_submodule(name)(source.unit.float()).double())
         if node.target in ELEMENTWISE:

@@ -19,8 +19,9 @@ from networks import CifarResNet, small_vgg, without_padding
 from spikingjelly.activation_based import ann2snn
 from torch import Tensor, nn
 
-from sj_burst import BurstRecipe, set_backend, simulate, standardize
+from sj_burst import BurstRecipe, convert, set_backend, simulate, standardize
 from sj_burst.backends.dispatch import is_installed
+from sj_burst.export import to_integers
 from sj_burst.graph.fuse import fuse
 
 NETWORKS = {"vgg": (small_vgg, (1, 28, 28)), "resnet20": (CifarResNet, (3, 32, 32))}
@@ -73,6 +74,37 @@ def test_time_beside_the_ann(benchmark, network, max_spikes):
     with torch.inference_mode():
         found = benchmark.pedantic(medians, args=(runs,), rounds=1, iterations=1)
     print(f"\n{network}, Γ={max_spikes}, T={steps}, batch 100, relative to T × fused ANN:")
+    print({name: round(value / found["ANN"], 2) for name, value in found.items()})
+
+
+def resnet18() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=100)
+
+
+IN_INTEGERS = NETWORKS | {"resnet18": (resnet18, (3, 112, 112))}
+
+
+@pytest.mark.parametrize("network", IN_INTEGERS)
+def test_time_in_integers(benchmark, network):
+    make, shape = IN_INTEGERS[network]
+    torch.manual_seed(0)
+    steps, x = 8, torch.randn(100, *shape)
+    ann = trained_statistics(make(), x)
+    fused = standardize(ann, x[:2])
+    fuse(fused, x[:2])
+    options = {"weight_bits": 8, "calibration": "none", "progress": False}
+    snn = convert(ann, [x[:32]], max_spikes=4, time_steps=steps, **options)
+    integers = to_integers(snn)
+    runs: dict[str, Callable[[], object]] = {
+        "ANN": lambda: [fused(x) for _ in range(steps)],
+        "float32": lambda: simulate(snn, [x], steps, progress=False),
+        "integers": lambda: simulate(integers, [x], steps, progress=False),
+    }
+    with torch.inference_mode():
+        found = benchmark.pedantic(medians, args=(runs,), rounds=1, iterations=1)
+    print(f"\n{network}, Γ=4, T={steps}, batch 100, relative to T × fused ANN:")
     print({name: round(value / found["ANN"], 2) for name, value in found.items()})
 
 

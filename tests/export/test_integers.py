@@ -105,9 +105,15 @@ def slow_layer(layer, x):
     weight = layer.weight.numpy().astype(object)
     geometry = layer.geometry
     if isinstance(geometry, nn.Linear):
-        return np.array([[sum(w * n for w, n in zip(row, sample, strict=True)) for row in weight] for sample in x])
+        return np.array(
+            [[sum(w * n for w, n in zip(row, sample, strict=True)) for row in weight] for sample in x]
+        )
     columns = F.unfold(
-        torch.from_numpy(x.astype(np.float64)), geometry.kernel_size, 1, geometry.padding, geometry.stride
+        torch.from_numpy(x.astype(np.float64)),
+        geometry.kernel_size,
+        1,
+        geometry.padding,
+        geometry.stride,
     ).numpy()
     rows = weight.reshape(len(weight), -1)
     height = (x.shape[2] + 2 * geometry.padding[0] - geometry.kernel_size[0]) // geometry.stride[0] + 1
@@ -229,7 +235,7 @@ def test_what_has_no_integers_is_refused(convert):
     with pytest.raises(ValueError, match="weights of 4, 9 are no integers of 8 bits"):
         to_integers(snn)
     assert to_integers(snn, bits=8).run(x, 2).isfinite().all()
-    with pytest.raises(ValueError, match="max_spikes=128 of '2' .* up to 127"):
+    with pytest.raises(ValueError, match=r"max_spikes=128 of '2' .* up to 127"):
         to_integers(convert(vgg(), [x], calibration="none", weight_bits=8, max_spikes=128))
     with pytest.raises(ValueError, match=r"call snn.float\(\) first"):
         to_integers(convert(vgg().double(), [x.double()], calibration="none", weight_bits=8))

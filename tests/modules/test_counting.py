@@ -42,13 +42,17 @@ def test_it_counts_as_the_slow_reference(backend, signed, terms, layout):
     node = CountingNode(scales, 4, v, shift, signed, step_mode="m")
     set_backend(node, backend)
     moved = [torch.stack([step.to(memory_format=layout) for step in x]) for x in given]
-    wanted = slow([x.numpy() for x in given], [s.numpy() for s in scales], shift.numpy(), v.numpy(), 4, signed)
+    wanted = slow(
+        [x.numpy() for x in given], [s.numpy() for s in scales], shift.numpy(), v.numpy(), 4, signed
+    )
     got = node(*moved)
     assert got.dtype == torch.int8
     assert np.array_equal(got.numpy(), wanted)
     node.reset()
     node.step_mode = "s"
-    assert np.array_equal(torch.stack([node(*step) for step in zip(*moved, strict=True)]).numpy(), wanted)
+    assert np.array_equal(
+        torch.stack([node(*step) for step in zip(*moved, strict=True)]).numpy(), wanted
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
