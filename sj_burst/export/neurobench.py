@@ -37,7 +37,7 @@ class Bits(nn.Module):
         """``[...]`` to ``[largest, ...]``."""
         levels = torch.arange(1, self.largest + 1, device=counts.device)
         reached = counts.abs() >= levels.view(-1, *[1] * counts.dim())
-        return reached * counts.sign()
+        return torch.where(reached, counts.sign(), 0.0)
 
 
 class ShownSpikes(nn.Module):
