@@ -16,6 +16,7 @@ setting of SqueezeNet takes about four minutes, and an epoch of --distil one or 
 
 import argparse
 import csv
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ def main() -> None:
     p.add_argument("--onnx", type=Path, help="a network in a file, in place of --network")
     p.add_argument("--pixels", choices=PIXELS, default="imagenet", help="what the network takes")
     p.add_argument("--settings", nargs="*", default=["15:2", "4:4", "1:8", "1:16"], help="Γ:T")
+    p.add_argument("--weight-bits", nargs="*", type=int, default=[32], help="of the weights; 32: as is")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration photos")
     p.add_argument("--distil", type=int, default=0, help="epochs of distillation")
     p.add_argument("--weight-lr", type=float, default=2e-4, help="of distillation")
@@ -133,7 +135,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(args.seed + number)
         even = pixels[0::2][torch.randperm(len(pixels[0::2]), generator=generator)]
         calibration = batches(even[: args.calibration_images], prepare)
-        for setting in args.settings:
+        for setting, bits in itertools.product(args.settings, args.weight_bits):
             gamma, steps = map(int, setting.split(":"))
             start = time.time()
             snn = sj_burst.convert(
@@ -143,22 +145,26 @@ def main() -> None:
                 time_steps=steps,
                 calibration_images=args.calibration_images,
                 output="potential",
+                weight_bits=None if bits == 32 else bits,
             )
             if args.distil:
                 crops = Crops(even, prepare, args.seed + number)
-                options = {"epochs": args.distil, "weight_lr": args.weight_lr}
+                weight_lr = args.weight_lr if bits == 32 else 0  # rounded weights stay
+                options = {"epochs": args.distil, "weight_lr": weight_lr}
                 snn = sj_burst.training.distil(snn, ann, crops, **options)
             seconds = time.time() - start
             result = sj_burst.simulate(snn, batches(shown, prepare, truth), steps)
             lost = 100 * (ann_accuracy - result.accuracy[-1].item())
             agreement = 100 * (result.output.argmax(1) == answers).float().mean().item()
-            label = f"Γ={gamma}, T={steps}" + (f", {args.distil} epochs" if args.distil else "")
+            label = f"Γ={gamma}, T={steps}" + (f", {bits} bits" if bits < 32 else "")
+            label += f", {args.distil} epochs" if args.distil else ""
             print(
                 f"draw {number}  {label:24s} {lost:5.1f} / {agreement:.1f}   {seconds:.0f} s", flush=True
             )
             found[label].append((lost, agreement))
             results.setdefault(label, result)
             keys = {"draw": number, "max_spikes": gamma, "time_steps": steps, "distil": args.distil}
+            keys["weight_bits"] = bits
             values = {
                 "lost": f"{lost:.2f}",
                 "agreement": f"{agreement:.2f}",
