@@ -69,11 +69,11 @@ class IntegerLayer(nn.Module):
             return self._kernel(self.signed).sums(x) if kernel else self._slowly(x.double()).float()
         q, step = fixed_point(x)
         if kernel and self.weight[0].numel() <= _FEW:
-            sums = [self._kernel(True).sums(digit).double() for digit in digits(q)]
-            out = sums[0] + 256 * sums[1] + 256**2 * sums[2]
+            low, middle, high = self._kernel(True).sums(torch.cat(digits(q))).split(len(x))
+            out = high.double().mul_(256).add_(middle).mul_(256).add_(low)
         else:
             out = self._slowly(q)
-        return channels_last((out * per_sample(step, out.dim())).float())
+        return channels_last(out.mul_(per_sample(step, out.dim())).float())
 
     def _slowly(self, x: Tensor) -> Tensor:
         """Sums of integers in float64, which holds them all."""

@@ -151,9 +151,9 @@ class LIPool(TemporalModule):
         x = first_step(inputs, step_mode)
         total, pooled = states
         if total is None:
-            total = torch.zeros_like(x, dtype=state_dtype(x.dtype))
-            one = self.pool(total[:1])  # its shape
-            pooled = one.new_zeros(len(x), *one.shape[1:])
+            zero = x.new_zeros((), dtype=state_dtype(x.dtype))
+            total = zero.expand_as(x)
+            pooled = zero.expand(len(x), *self.pool(total[:1]).shape[1:])
         check_state_shape(self, total, x, "totals")
         return total, pooled
 

@@ -1,6 +1,7 @@
 """How many samples and steps run at a time."""
 
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
@@ -10,6 +11,7 @@ from ..graph.evaluate import record
 from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
 from ..utils.inputs import Inputs, rows
+from ..utils.outputs import tensors_of
 
 __all__ = ["Plan", "plan_run", "steps_at_once"]
 
@@ -63,6 +65,17 @@ def steps_at_once(samples: int) -> int:
 
 def _largest_values(snn: SpikingNetwork, x: Any) -> list[int]:
     """Bytes of the largest values of one sample in one step, which may exist side by side."""
+    kinds = str([(t.shape, t.dtype, t.device) for t in tensors_of(x).values()])
+    known = _KNOWN.setdefault(snn.graph, {})
+    if kinds not in known:
+        known[kinds] = _measured_values(snn, x)
+    return known[kinds]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def _measured_values(snn: SpikingNetwork, x: Any) -> list[int]:
     reset_net(snn)
     with time_folded(snn.graph, TimeFold(1, rows(x))):
         values = record(snn.graph, x).values()

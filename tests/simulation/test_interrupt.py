@@ -51,6 +51,8 @@ def test_interrupted_while_a_batch_runs(pair, use, when):
             raise KeyboardInterrupt
 
     handle = last_layer.register_forward_hook(count)
+    USES[use](snn, ann)  # what it learns of the network's sizes it keeps
+    calls = 0
     USES[use](snn, ann)
     assert calls > 2
     stop, calls = {"first": 1, "middle": calls // 2, "last": calls}[when], 0
