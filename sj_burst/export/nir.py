@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..conversion.gram import padding_of
 from ..graph.evaluate import record
 from ..graph.repeat import RepeatOverTime
 from ..graph.units import FLATTENING
@@ -87,7 +88,7 @@ class _Writing:
             "input": "held at every step",
             "output": "the mean over the steps",
         }
-        return self.nir.NIRGraph(self.nodes, self.edges, metadata, type_check=False)
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def _write(self, node: fx.Node) -> None:
         shape = np.array(self.shapes.get(node, ()))
@@ -186,18 +187,19 @@ class _Writing:
         if neuron.shift is not None:
             metadata["shift"] = _sample(neuron.shift, shape)
         ones = np.ones(shape, self.dtype)
-        return self.nir.IF(r=ones, v_threshold=ones, v_reset=np.zeros_like(ones), metadata=metadata)
+        later = "v_reset" in self.nir.IF.__dataclass_fields__  # up to 1.0.4 the reset was a soft one
+        reset = {"v_reset": np.zeros_like(ones)} if later else {}
+        return self.nir.IF(r=ones, v_threshold=ones, metadata=metadata, **reset)
 
     def _convolution(self, module: Any, before: tuple[int, ...]) -> Any:
-        lines = isinstance(module, nn.Conv1d)
-        options = {
-            name: value if isinstance(value, str) else value[0] if lines else value
-            for name in ("stride", "padding", "dilation")
-            for value in (getattr(module, name),)
-        }
-        size = before[1] if lines else before[1:]
-        kind = self.nir.Conv1d if lines else self.nir.Conv2d
-        return kind(size, weight=_array(_whole(module)), bias=_bias(module), groups=1, **options)
+        if (padding := padding_of(module)) is None:  # more zeros on one side
+            return None
+        kind = self.nir.Conv1d if isinstance(module, nn.Conv1d) else self.nir.Conv2d
+        sizes = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
+        size: Any = before[1:]
+        if isinstance(module, nn.Conv1d):
+            size, sizes = size[0], {name: value[0] for name, value in sizes.items()}
+        return kind(size, weight=_array(_whole(module)), bias=_bias(module), groups=1, **sizes)
 
     def _pool(self, pool: Any, before: tuple[int, ...], after: tuple[int, ...]) -> Any:
         """Windows of one size; those of adaptive pooling, for the size of the calibration's samples."""
@@ -300,7 +302,8 @@ def _module(nir: Any, name: str, node: Any) -> nn.Module:
         layer = kind(inputs * groups, outputs, tuple(kernel), groups=groups, **options)
         return _with_weights(layer, node)
     if isinstance(node, nir.AvgPool2d):
-        return nn.AvgPool2d(*(_plain(n) for n in (node.kernel_size, node.stride, node.padding)))
+        sizes: Any = [_plain(n) for n in (node.kernel_size, node.stride, node.padding)]
+        return nn.AvgPool2d(*sizes)
     if isinstance(node, nir.Flatten):
         return nn.Flatten()
     if isinstance(node, nir.Scale):
@@ -330,11 +333,9 @@ def _with_weights(layer: Any, node: Any) -> nn.Module:
     return layer
 
 
-def _plain(value: Any) -> Any:
-    """A size as torch takes it, from a number, an array or a name."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value if isinstance(value, str) else tuple(int(n) for n in np.atleast_1d(value))
+def _plain(value: Any) -> tuple[int, ...]:
+    """A size as torch takes it, from a number or an array."""
+    return tuple(int(n) for n in np.atleast_1d(value))
 
 
 def _array(value: Tensor) -> np.ndarray:
