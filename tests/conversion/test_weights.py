@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst.conversion.weights import round_weights
+from sj_burst.conversion.weights import integer_weights, round_weights
 
 LAYERS = [
     nn.Linear(5, 7),
@@ -54,3 +54,31 @@ def test_a_channel_of_zeros_stays_one():
     nn.init.zeros_(layer.weight)
     round_weights(layer, 4)
     assert torch.equal(layer.weight, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_what_meets_counts_is_rounded(layer):
+    """Slowly: a layer that reads u·n has integers times s of every output channel before n."""
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    transposed = "Transpose" in type(layer).__name__
+    inputs = layer.weight.shape[0] if transposed else layer.weight.shape[1] * getattr(layer, "groups", 1)
+    unit = torch.rand(inputs) + 0.1
+    before = layer.weight.detach().clone()
+    round_weights(layer, 8, unit)
+    q, scale, rest = integer_weights(layer, 8, unit)
+    assert rest < 1e-3
+    assert q.dtype == torch.int8
+    assert q.abs().max() == 127
+    n = torch.randint(-3, 4, (2, inputs, *[5] * (layer.weight.dim() - 2)))
+    by_channel = [-1, *[1] * (n.dim() - 2)]
+    wanted = layer(n * unit.view(by_channel)) - layer(torch.zeros(n.shape))
+    layer.weight = nn.Parameter(q.float())
+    sums = layer(n.float()) - layer(torch.zeros(n.shape))
+    torch.testing.assert_close(sums * scale.view(by_channel), wanted, atol=1e-4, rtol=1e-4)
+    assert (q.float() - before).abs().max() > 0  # they are no weights of one unit
+
+
+def test_more_bits_need_more_room():
+    assert integer_weights(nn.Linear(3, 2), 8)[0].dtype == torch.int8
+    assert integer_weights(nn.Linear(3, 2), 9)[0].dtype == torch.int16
