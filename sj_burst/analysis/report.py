@@ -153,6 +153,8 @@ def report(
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"report wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if snn.folded:
+        raise ValueError("the network's weights hold its thresholds; pass the converted network")
     if (ann is None) != (loader is None):
         raise ValueError(
             "report measures errors with both ann and loader, and got only one; pass both, or "

@@ -31,7 +31,7 @@ class Packed:
         self.linear = isinstance(layer, nn.Linear)
         self.line = isinstance(layer, nn.Conv1d)  # a picture of height 1
         outputs = len(weight)
-        self.scales = torch.ones(outputs)
+        self.scales = torch.ones(outputs, dtype=torch.float32)
         self.zeros = torch.zeros(outputs, dtype=torch.int64)
         if self.linear:
             self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -41,15 +41,28 @@ class Packed:
             [*fill, *given]
             for fill, given in ((one, layer.stride), (none, layer.padding), (one, layer.dilation))
         )
-        self.groups = layer.groups
+        self.groups, self.taps = layer.groups, weight.shape[-1]
         weight = weight.unsqueeze(2) if self.line else weight
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         self.weight = torch.ops.onednn.qconv_prepack(
             weight, self.scales, 1.0, self.zero_point, *geometry, None
         )
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernel takes an input: oneDNN is wrong where it returns a single column."""
+        if not x.numel() or self.linear or self.line:
+            return x.numel() > 0
+        reach = self.dilation[1] * (self.taps - 1) + 1
+        return (x.shape[-1] + 2 * self.padding[1] - reach) // self.stride[1] > 0
+
     def sums(self, x: Tensor) -> Tensor:
-        """What the layer returns for counts ``[N, ...]`` in int8, without a bias, in float32."""
+        """What the layer returns for counts ``[N, ...]`` in int8, without a bias, in float32.
+
+        Raises:
+            ValueError: for an input that the kernel does not take.
+        """
+        if not self.takes(x):
+            raise ValueError(f"no kernel for an input {list(x.shape)}")
         x = x.view(torch.uint8)
         if self.zero_point:
             x = x ^ self.zero_point  # n + 128
@@ -66,17 +79,17 @@ class Packed:
 
 
 def digits(q: Tensor) -> list[Tensor]:
-    r"""Integers below 2^22 as three digits in int8.
+    r"""Integers up to 2^30 as four digits in int8.
 
     .. math::
-        q = d_0 + 2^8 d_1 + 2^{16} d_2
+        q = d_0 + 2^8 d_1 + 2^{16} d_2 + 2^{24} d_3
 
     Example:
         >>> [d.item() for d in digits(torch.tensor(300.0, dtype=torch.float64))]
-        [44, 1, 0]
+        [44, 1, 0, 0]
     """
     found = []
-    for _ in range(2):
+    for _ in range(3):
         digit = (q + 128).remainder(256) - 128
         found.append(digit)
         q = (q - digit) / 256
@@ -97,6 +110,9 @@ def has_kernel(layer: Any, weight: Tensor) -> bool:
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             return False
+        sides = zip(layer.padding, layer.kernel_size, layer.dilation, strict=True)
+        if any(zeros > gap * (taps - 1) for zeros, taps, gap in sides):
+            return False  # oneDNN is wrong where a window holds nothing but padding
     elif not isinstance(layer, nn.Linear):
         return False
     return kernels_are_exact()

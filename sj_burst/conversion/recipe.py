@@ -271,7 +271,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         options = self.options
         transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
         try:
-            threshold = fit_threshold(statistics, options.threshold, transfer)
+            # A channel that is as good as silent: what divides by its threshold stays finite.
+            threshold = fit_threshold(statistics, options.threshold, transfer).clamp_min(1e-30)
         except ValueError as error:
             raise ValueError(f"activation {name!r}: {error}") from None
         v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)

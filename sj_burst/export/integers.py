@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from ..conversion.weights import integer_weights, round_all, unit_met
 from ..functional import per_channel
-from ..graph.evaluate import has_tensor, record
+from ..graph.evaluate import is_size, record
 from ..graph.operators import AVERAGE_POOLS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
-from ..graph.trace import call_sites, is_module
+from ..graph.trace import call_sites, is_module, unused_name
 from ..graph.units import passed_on, sends_counts
 from ..modules.counting import LARGEST_INT8, CountingNode
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, window_size
@@ -44,7 +45,8 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     threads, the machine or the backend. Spikes are those of ``snn``, but for its rounding: a current
     that lies on a threshold to seven digits may fall on the other side.
 
-    What a layer reads that is no count, a picture say, is rounded to 22 bits. On a CPU with VNNI the
+    What a layer reads that is no count, a picture say, is rounded to 30 bits below the largest number of
+    its sample. On a CPU with VNNI the
     sums are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
     float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the
     integers.
@@ -119,12 +121,14 @@ class _Value:
         offset: likewise.
         largest: of counts in int8; ``None`` for float32.
         signed: whether counts may be negative.
+        counted: whether it is made of counts of neurons, or means of them; else of sums of a layer.
     """
 
     unit: Tensor
     offset: Tensor | None = None
     largest: int | None = None
     signed: bool = False
+    counted: bool = False
 
 
 class _Rewriting:
@@ -138,10 +142,9 @@ class _Rewriting:
         # Layers of several calls were rounded without regard to what they read.
         self.shared = {n for n in self.gm.graph.nodes if call_sites(self.gm, n.target) > 1}
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
-        self.sizes = {n for n, v in values.items() if n.op != "output" and not has_tensor(v)}
+        self.sizes = {n for n, v in values.items() if n.op != "output" and is_size(v)}
         self.values: dict[fx.Node, _Value] = {}
         self.wrong: list[str] = []
-        self.made = 0
 
     @torch.no_grad()
     def run(self) -> None:
@@ -177,7 +180,7 @@ class _Rewriting:
 
     def _units(self) -> dict[fx.Node, Tensor]:
         """Units of values that are counts, or means of them."""
-        return {n: v.unit for n, v in self.values.items() if v.offset is None and v.unit.dim() <= 1}
+        return {n: v.unit for n, v in self.values.items() if v.counted and v.unit.dim() <= 1}
 
     def _joins(self, node: fx.Node) -> bool:
         """Whether a neuron adds two values itself: the sum is read by it alone."""
@@ -211,7 +214,10 @@ class _Rewriting:
         self.gm.set_submodule(str(node.target), counting.to(self.device))
         node.args = tuple(parts)
         self.values[node] = _Value(
-            neuron.threshold.detach(), largest=int(neuron.max_spikes), signed=neuron.signed
+            neuron.threshold.detach(),
+            largest=int(neuron.max_spikes),
+            signed=neuron.signed,
+            counted=True,
         )
 
     def _layer(self, node: fx.Node) -> None:
@@ -233,6 +239,7 @@ class _Rewriting:
 
     def _pass_on(self, node: fx.Node, unit: Tensor) -> None:
         """Operations on every channel for itself, which counts pass in the unit of their neurons."""
+        self._restore(node, but=self._units())
         sources = [self.values.get(n) for n in node.all_input_nodes]
         largest = [None if v is None else v.largest for v in sources]
         signed = any(v is not None and v.signed for v in sources)
@@ -252,14 +259,15 @@ class _Rewriting:
         elif node.op == "call_module" and not is_module(self.gm, node, nn.Flatten):
             self._to_float(node)
             whole = None
-        self.values[node] = _Value(unit, None, whole, signed)
+        self.values[node] = _Value(unit, None, whole, signed, counted=True)
 
-    def _restore(self, node: fx.Node) -> None:
+    def _restore(self, node: fx.Node, but: Mapping[fx.Node, Any] | None = None) -> None:
         """Let an operation see what it saw in the converted network; sizes are what they were."""
         if node in self.sizes:
             return
         for source in dict.fromkeys(node.all_input_nodes):
-            if (value := self.values.get(source)) is not None:
+            value = self.values.get(source)
+            if value is not None and source not in (but or {}):
                 self._insert(node, source, AffineScale(value.unit, value.offset))
 
     def _to_float(self, node: fx.Node) -> None:
@@ -267,11 +275,11 @@ class _Rewriting:
         for source in dict.fromkeys(node.all_input_nodes):
             value = self.values.get(source)
             if value is not None and value.largest is not None:
-                self._insert(node, source, AffineScale(torch.ones((), device=self.device)))
+                one = torch.ones((), dtype=torch.float32, device=self.device)
+                self._insert(node, source, AffineScale(one))
 
     def _insert(self, node: fx.Node, source: fx.Node, module: nn.Module) -> None:
-        name = f"scale_{self.made}"
-        self.made += 1
+        name = unused_name(self.gm, "scale")
         self.gm.add_submodule(name, module)
         with self.gm.graph.inserting_before(node):
             scaled = self.gm.graph.call_module(name, (source,))
@@ -286,7 +294,7 @@ class _Rewriting:
         name = str(node.target)
         calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
         if len(calls) > 1:
-            node.target = name = f"{name}_{len(calls)}"
+            node.target = name = unused_name(self.gm, name)
             self.gm.add_submodule(name, module)
         else:
             self.gm.set_submodule(name, module)

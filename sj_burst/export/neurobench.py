@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.evaluate import record
 from ..graph.operators import AVERAGE_POOLS
-from ..graph.trace import is_module
+from ..graph.trace import is_module, unused_name
 from ..graph.units import passed_on, sends_counts
 from ..modules.integers import window_size
 from ..modules.neuron import BurstIFNode
@@ -77,8 +77,14 @@ class UnfoldedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Counts times ``grain`` to currents."""
         counts = (x / self.grain).round()
+        if x.numel() and (counts * self.grain - x).abs().amax() > 1e-3 * self.grain:
+            raise ValueError(
+                f"counts before {self.layer} do not weigh {self.grain:.3g}; give the size of pictures "
+                "that the network was calibrated on"
+            )
         total: Any = 0.0
-        for spikes in Bits(max(1, int(counts.abs().amax())))(counts):
+        largest = int(counts.abs().amax()) if counts.numel() else 1
+        for spikes in Bits(max(1, largest))(counts):
             total = total + self.layer(spikes)
         total = total * self.grain
         return total if self.bias is None else total + self.bias
@@ -172,7 +178,7 @@ def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
 def _show(gm: fx.GraphModule, node: fx.Node) -> None:
     """Let hooks see the spikes of a neuron."""
     neuron: Any = gm.get_submodule(str(node.target))
-    name = f"spikes_{node.name}"
+    name = unused_name(gm, "spikes")
     gm.add_submodule(name, ShownSpikes(int(neuron.max_spikes)))
     with gm.graph.inserting_after(node):
         shown = gm.graph.call_module(name, (node,))

@@ -92,7 +92,9 @@ class _Writing:
 
     def _write(self, node: fx.Node) -> None:
         shape = np.array(self.shapes.get(node, ()))
-        if node.op == "placeholder":
+        if node.op == "placeholder" and "input" in self.nodes:
+            self.problems.append("several inputs; convert a network that takes one tensor")
+        elif node.op == "placeholder":
             self._add(node, self.nir.Input(input_type={"input": shape}))
         elif node.op == "output":
             self._output(node)
@@ -124,7 +126,7 @@ class _Writing:
         if node.target is operator.getitem and (steps := _steps(node.args[1])) is not None:
             return self._ones(before, before[0], 0, steps)
         pads: Any = node.args[1] if len(node.args) > 1 else ()
-        if node.target is F.pad and len(pads) == 6 and tuple(pads[:4]) == (0, 0, 0, 0):
+        if node.target is F.pad and len(pads) == 6 and not any(pads[:4]) and min(pads) >= 0:
             zeros = node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value")
             return self._ones(before, after[0], pads[4], (1, 1)) if zeros else None
         return None
@@ -156,10 +158,14 @@ class _Writing:
 
     def _add(self, node: fx.Node, written: Any) -> None:
         name = {"placeholder": "input", "output": "output"}.get(node.op, node.name)
+        if node.op not in ("placeholder", "output") and name in ("input", "output"):
+            name = f"{name}_layer"
         self.nodes[name] = written
         self.sources[node] = [name]
-        for source in node.all_input_nodes:
-            self.edges += [(before, name) for before in self.sources.get(source, [])]
+        sources = [before for n in node.all_input_nodes for before in self.sources.get(n, [])]
+        if len(set(sources)) < len(sources):
+            self.problems.append(f"{name} (adds a value twice)")
+        self.edges += [(before, name) for before in sources]
 
     def _node(self, node: fx.Node, module: Any) -> Any:
         """The node of NIR for a module; ``None`` if there is none."""

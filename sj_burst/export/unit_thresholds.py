@@ -10,10 +10,10 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
-from ..graph.evaluate import has_tensor, record
+from ..graph.evaluate import is_size, record
 from ..graph.operators import WEIGHTED
 from ..graph.repeat import RepeatOverTime
-from ..graph.trace import is_module
+from ..graph.trace import is_module, unused_name
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
@@ -124,10 +124,9 @@ class _Folding:
         self.gm: fx.GraphModule = snn.graph
         values = record(self.gm, example_input(snn))
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
-        self.sizes = {n for n, v in values.items() if n.op != "output" and not has_tensor(v)}
+        self.sizes = {n for n, v in values.items() if n.op != "output" and is_size(v)}
         reset_net(snn)
         self.scales: dict[fx.Node, Tensor] = {}  # of values that are not in units of the ANN
-        self.made = 0
 
     @torch.no_grad()
     def run(self) -> None:
@@ -215,8 +214,7 @@ class _Folding:
     def _insert(self, node: fx.Node, source: fx.Node, factor: Tensor) -> None:
         if bool((factor == 1).all()):
             return
-        name = f"scale_{self.made}"
-        self.made += 1
+        name = unused_name(self.gm, "scale")
         self.gm.add_submodule(name, Scale(factor))
         with self.gm.graph.inserting_before(node):
             scaled = self.gm.graph.call_module(name, (source,))
@@ -229,7 +227,7 @@ class _Folding:
         module = copy.deepcopy(self.gm.get_submodule(name))
         calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
         if len(calls) > 1:
-            node.target = name = f"{name}_{len(calls)}"
+            node.target = name = unused_name(self.gm, name)
         self.gm.add_submodule(name, module)
         return module
 

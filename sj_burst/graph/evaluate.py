@@ -102,6 +102,18 @@ def depends_on_input(gm: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
+def is_size(value: Any) -> bool:
+    """Whether a value is a number of a shape, or a shape.
+
+    Example:
+        >>> is_size(torch.Size([2])), is_size(3), is_size(torch.float32), is_size(True)
+        (True, True, False, False)
+    """
+    if isinstance(value, tuple | list):
+        return all(map(is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor, or a tuple or list with one in it.
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import os
 import re
 import traceback
@@ -329,6 +330,24 @@ def is_module(gm: fx.GraphModule, node: fx.Node, kinds: Any) -> bool:
 def call_sites(gm: fx.GraphModule, target: object) -> int:
     """How often a module is called in the graph."""
     return sum(node.op == "call_module" and node.target == target for node in gm.graph.nodes)
+
+
+def unused_name(gm: fx.GraphModule, name: str) -> str:
+    """A name for a new module, after that of another.
+
+    Example:
+        >>> unused_name(fx.symbolic_trace(nn.Sequential(nn.ReLU())), "0")
+        '0_1'
+    """
+    return next(f"{name}_{i}" for i in itertools.count(1) if not _is_taken(gm, f"{name}_{i}"))
+
+
+def _is_taken(gm: fx.GraphModule, name: str) -> bool:
+    try:
+        gm.get_submodule(name)
+    except AttributeError as error:
+        return "is not an nn.Module" in str(error)
+    return True
 
 
 def activation_names(gm: fx.GraphModule) -> list[str]:

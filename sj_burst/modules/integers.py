@@ -21,15 +21,15 @@ __all__ = [
 ]
 
 
-_BITS = 22  # of what is no count: float32 holds the sums of its three digits over so many inputs
-_FEW = 1024
+_BITS = 30  # of what is no count
+_FEW = 1024  # inputs over which float32 holds the sums of its digits
 
 
 class IntegerLayer(nn.Module):
     """A linear or convolutional layer of integer weights, whose sums are exact.
 
     Counts in int8 meet a kernel that adds in 32 bits, where the machine has one; other inputs are
-    rounded to 22 bits (see :func:`fixed_point`) and added digit by digit, or in float64, which is exact
+    rounded to 30 bits (see :func:`fixed_point`) and added digit by digit, or in float64, which is exact
     for them, too. Either way the sum is rounded once, to float32: neither the number of threads nor the
     machine tells.
 
@@ -55,42 +55,65 @@ class IntegerLayer(nn.Module):
         geometry.bias = None
         self._geometry = [geometry]  # hidden: it has no numbers
         self._packed: tuple[Any, Packed] | None = None
+        self._proven: dict[tuple[int, ...], bool] = {}
 
     @property
     def geometry(self) -> Any:
         """A layer of the same geometry without weights, on the meta device."""
         return self._geometry[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, ...]`` to sums ``[N, ...]`` in float32."""
+    def forward(self, x: Tensor, *sizes: Any, **named: Any) -> Tensor:
+        """``[N, ...]`` to sums ``[N, ...]`` in float32; further arguments are those of the layer."""
         check_no_gradient(x)
-        kernel = has_kernel(self.geometry, self.weight)
         if x.dtype == torch.int8:
-            return self._kernel(self.signed).sums(x) if kernel else self._slowly(x.double()).float()
+            if (out := self._fast(x, self.signed)) is None:
+                out = self._slowly(x.double(), *sizes, **named).float()
+            return channels_last(out)
         q, step = fixed_point(x)
-        if kernel and self.weight[0].numel() <= _FEW:
-            low, middle, high = self._kernel(True).sums(torch.cat(digits(q))).split(len(x))
-            out = high.double().mul_(256).add_(middle).mul_(256).add_(low)
+        sums = None
+        if self.weight[0].numel() <= _FEW:
+            sums = self._fast(torch.cat(digits(q)), True)
+        if sums is None:
+            out = self._slowly(q, *sizes, **named)
         else:
-            out = self._slowly(q)
+            first, *lower = reversed(sums.split(len(x)))
+            out = first.double()
+            for digit in lower:
+                out.mul_(256).add_(digit)
         return channels_last(out.mul_(per_sample(step, out.dim())).float())
 
-    def _slowly(self, x: Tensor) -> Tensor:
+    def _slowly(self, x: Tensor, *sizes: Any, **named: Any) -> Tensor:
         """Sums of integers in float64, which holds them all."""
         weight = {"weight": self.weight.double()}
-        out = torch.func.functional_call(self.geometry, weight, (x,))
-        return channels_last(out)
+        return torch.func.functional_call(self.geometry, weight, (x, *sizes), named)
+
+    def _fast(self, x: Tensor, signed: bool) -> Tensor | None:
+        """Sums of counts in int8 by the kernel; ``None`` if there is none that is right.
+
+        It has to prove itself once on every shape: the library is wrong for some.
+        """
+        if not has_kernel(self.geometry, self.weight):
+            return None
+        kernel = self._kernel(signed)
+        shape = (*x.shape, signed)
+        if self._proven.get(shape, True) is False or not kernel.takes(x):
+            return None
+        out = kernel.sums(x)
+        if shape not in self._proven:
+            ends = [0, len(x) - 1]
+            self._proven[shape] = torch.equal(out[ends], self._slowly(x[ends].double()).float())
+        return out if self._proven[shape] else None
 
     def _kernel(self, signed: bool) -> Packed:
         weight = self.weight
         key = (weight.data_ptr(), None if weight.is_inference() else weight._version, signed)
         if self._packed is None or self._packed[0] != key:
-            self._packed = (key, Packed(self.geometry, weight, signed))
+            self._packed, self._proven = (key, Packed(self.geometry, weight, signed)), {}
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was packed for this process."""
-        return self.__dict__ | {"_packed": None}
+        return self.__dict__ | {"_packed": None, "_proven": {}}
 
     def extra_repr(self) -> str:
         """Options in one line."""
@@ -116,24 +139,32 @@ def per_sample(value: Tensor, dim: int) -> Tensor:
 
 
 def fixed_point(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Round every sample to integers of 22 bits times a power of two.
+    r"""Round every sample to integers of 30 bits times a power of two, by its largest number.
 
     .. math::
-        x \approx 2^{e - 22} q, \qquad 2^{e-1} \le \max |x| < 2^e
+        x \approx 2^{e - 30} q, \qquad 2^{e-1} \le \max |x| < 2^e
 
     Args:
         x: real numbers ``[N, ...]``.
 
     Returns:
-        The integers q in float64, |q| ≤ 2^22, and 2^(e − 22) of every sample ``[N]``.
+        The integers q in float64, |q| ≤ 2^30, and 2^(e − 30) of every sample ``[N]``.
+
+    Raises:
+        ValueError: for NaN and infinite numbers.
 
     Example:
         >>> q, step = fixed_point(torch.tensor([[0.75, -0.5]]))
-        >>> (q * step).tolist(), q.tolist() == [[0.75 * 2**22, -0.5 * 2**22]]
+        >>> (q * step).tolist(), q.tolist() == [[0.75 * 2**30, -0.5 * 2**30]]
         ([[0.75, -0.5]], True)
     """
     x = x.double()
-    largest = x.flatten(1).abs().amax(1) if x[0].numel() else x.new_ones(len(x))
+    largest = x.flatten(1).abs().amax(1) if x.numel() else x.new_ones(len(x))
+    if wrong := int((~largest.isfinite()).sum()):
+        raise ValueError(
+            f"{wrong} of {len(x)} samples hold NaN or infinite numbers, which no integer stands for; "
+            "mend the input"
+        )
     exponent = torch.frexp(largest).exponent
     step = torch.ldexp(torch.ones_like(largest), exponent - _BITS)
     return (x / per_sample(step, x.dim())).round(), step

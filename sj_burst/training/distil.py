@@ -165,6 +165,8 @@ def distil(
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"distil wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if snn.folded:
+        raise ValueError("the network's weights hold its thresholds; pass the converted network")
     check_network(ann=ann)
     check_loader(loader)
     check_loss(loss)

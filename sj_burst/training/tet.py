@@ -150,6 +150,8 @@ def finetune(
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"finetune wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    if snn.folded:
+        raise ValueError("the network's weights hold its thresholds; pass the converted network")
     if step_mode not in ("s", "m"):
         raise ValueError(f"step_mode must be 's' or 'm', got {step_mode!r}")
     check_count(time_steps=time_steps, epochs=epochs)

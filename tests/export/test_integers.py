@@ -12,7 +12,7 @@ from torch import nn
 import sj_burst
 from sj_burst.backends import integers as kernels
 from sj_burst.backends.dispatch import is_installed
-from sj_burst.export import to_integers
+from sj_burst.export import to_integers, unit_thresholds
 from sj_burst.modules import integers
 from sj_burst.modules.counting import CountingNode
 from sj_burst.modules.integers import IntegerLayer, fixed_point
@@ -251,19 +251,132 @@ def test_counts_carry_no_gradient(convert):
         to_integers(snn).run(x.requires_grad_(), 2)
 
 
-@given(st.lists(st.integers(-(2**22), 2**22), min_size=1, max_size=20))
+@given(st.lists(st.integers(-(2**30), 2**30), min_size=1, max_size=20))
 def test_digits_make_up_the_number(numbers):
     q = torch.tensor(numbers, dtype=torch.float64)
-    low, middle, high = (digit.double() for digit in kernels.digits(q))
-    assert torch.equal(low + 256 * middle + 65536 * high, q)
+    found = [digit.double() for digit in kernels.digits(q)]
+    assert torch.equal(sum(256.0**place * digit for place, digit in enumerate(found)), q)
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100), min_size=2, max_size=8), st.floats(1e-20, 1e20))
-def test_fixed_point_is_right_to_22_bits(numbers, scale):
+def test_fixed_point_is_right_to_30_bits(numbers, scale):
     x = torch.tensor([numbers, [scale * (i + 1) for i in range(len(numbers))]], dtype=torch.float64)
     q, step = fixed_point(x)
     assert torch.equal(q, q.round())
-    assert (q.abs() <= 2**22).all()
-    assert ((q * step.view(-1, 1) - x).abs() <= x.abs().amax(1, keepdim=True) * 2.0**-22).all()
+    assert (q.abs() <= 2**30).all()
+    assert ((q * step.view(-1, 1) - x).abs() <= x.abs().amax(1, keepdim=True) * 2.0**-30).all()
     alone, own = fixed_point(x[1:])
     assert torch.equal(alone, q[1:]) and torch.equal(own, step[1:])
+
+
+def act(*layers):
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+
+
+def c(*sizes, **options):
+    return nn.Conv2d(*sizes, **options)
+
+
+class Mixed(nn.Module):
+    """Counts beside what is none; names that others would take; shared layers; a type of a value."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.a, self.b, self.b_1 = kind, c(3, 4, 1), c(4, 4, 1), c(4, 4, 1)
+        self.scale_1, self.d, self.e = c(4, 4, 1, bias=False), c(8, 5, 1), c(4, 5, 1)
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        if self.kind == "sums beside counts":
+            return self.d(torch.cat([h, self.b(h)], 1)), torch.cat([self.scale_1(h), h], 1)
+        if self.kind == "two sums":
+            return self.d(F.relu(torch.cat([self.b(h), self.scale_1(h)], 1)))
+        if self.kind == "names":
+            return self.e(F.relu(self.scale_1(F.relu(self.b_1(F.relu(self.b(F.relu(self.b(h)))))))))
+        if self.kind == "types":
+            ones = torch.full((h.size(0), 4, 8, 8), 0.5, dtype=h.dtype)
+            return self.d(torch.cat([F.relu(self.b(h)), ones.to(h.dtype)], 1))
+        return self.e(F.relu(self.b(F.avg_pool2d(self.scale_1(h), 2))))  # layer after layer
+
+
+ODD = {
+    "one column": (act(c(1, 4, 3, padding=1), c(4, 8, 3, (1, 2), 1), c(8, 8, 3, (1, 2), 1)), (1, 16, 4)),
+    "padding alone": (act(c(1, 8, 3, 2, 3), c(8, 2, 1)), (1, 9, 9)),
+    **{k: (Mixed(k), (3, 8, 8)) for k in ("sums beside counts", "two sums", "names", "types", "layers")},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ODD)
+def test_odd_networks(convert, case):
+    torch.manual_seed(0)
+    ann, shape = ODD[case]
+    x = torch.rand(12, *shape)
+    snn = convert(ann, [x], weight_bits=8, time_steps=4, calibration="light")
+    for net in (to_integers(snn), unit_thresholds(snn)):
+        for got, wanted in zip(parts(net.answer(x, 4)), parts(snn.answer(x, 4)), strict=True):
+            spread = (wanted - wanted.mean(0)).norm() + 1e-3 * wanted.norm()
+            assert (got - wanted).norm() < 1e-3 * spread
+
+
+@torch.no_grad()
+def test_kernels_that_are_wrong_are_found_out(monkeypatch):
+    layer = IntegerLayer(nn.Conv2d(2, 3, 3), torch.ones(3, 2, 3, 3, dtype=torch.int8), signed=False)
+    x = torch.ones(2, 2, 5, 5, dtype=torch.int8)
+    monkeypatch.setattr(kernels.Packed, "sums", lambda self, x: torch.zeros(len(x), 3, 3, 3))
+    assert (layer(x) == 18).all()
+
+
+@torch.no_grad()
+def test_no_sample_and_no_number(convert):
+    snn, x = make(convert, "vgg", "none")
+    net = to_integers(snn)
+    assert net.answer(x[:0], 2).shape == (0, *snn.answer(x, 2).shape[1:])
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="1 of 8 samples hold NaN or infinite"):
+            net.answer(torch.cat([x[:7], torch.full_like(x[:1], wrong)]), 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1e-33, 1e-37, 1e-40])
+def test_channels_as_good_as_silent(convert, size):
+    torch.manual_seed(0)
+    ann = act(c(2, 4, 3), c(4, 4, 3))
+    for layer in (ann[0], ann[2]):
+        layer.weight[1] *= size
+        layer.bias[1] *= size
+    x = torch.rand(8, 2, 8, 8)
+    snn = convert(ann, [x], weight_bits=8, calibration="light")
+    wanted = snn.answer(x, 4)
+    assert wanted.isfinite().all()
+    for net in (to_integers(snn), unit_thresholds(snn)):
+        torch.testing.assert_close(net.answer(x, 4), wanted, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_an_output_size_that_is_given(convert):
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.up = c(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 2, 3, 2, 1)
+
+        def forward(self, x):
+            return self.up(F.relu(self.a(x)), output_size=[8, 8])
+
+    x = torch.rand(8, 3, 8, 8)
+    snn = convert(Up(), [x], weight_bits=8, calibration="none")
+    torch.testing.assert_close(to_integers(snn).answer(x, 4), snn.answer(x, 4), atol=1e-3, rtol=1e-3)
+
+
+def test_what_needs_the_converted_network_says_so(convert):
+    torch.manual_seed(0)
+    ann, x = vgg(), torch.randn(8, 2, 8, 8)
+    net = to_integers(convert(ann, [x], weight_bits=8, calibration="none"))
+    labels = torch.zeros(8, dtype=torch.long)
+    for use in (
+        lambda: sj_burst.report(net, ann, [x]),
+        lambda: sj_burst.training.finetune(net, [(x, labels)], 2, progress=False),
+        lambda: sj_burst.training.distil(net, ann, [x], weight_lr=0, progress=False),
+    ):
+        with pytest.raises(ValueError, match="pass the converted network"):
+            use()

@@ -108,3 +108,14 @@ def test_bad_input(convert):
 def test_without_neurobench_its_extra_is_named(convert):
     with pytest.raises(ImportError, match=r"pip install 'sj_burst\[neurobench\]'"):
         to_neurobench(make(convert, "vgg")[0])
+
+
+@torch.no_grad()
+def test_other_sizes_are_refused_where_a_count_would_weigh_something_else(convert):
+    ann = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+    )
+    x = torch.randn(8, 2, 8, 8)
+    unfolded = _unfold(unit_thresholds(convert(ann, [x], calibration="none")))
+    with pytest.raises(ValueError, match="give the size of pictures"):
+        unfolded.answer(torch.randn(8, 2, 12, 12), 3)

@@ -111,3 +111,40 @@ def test_without_nir_its_extra_is_named(convert):
     snn = convert(pooled(), [X["single"]], calibration="none", **UNSIGNED)
     with pytest.raises(ImportError, match=r"pip install 'sj_burst\[nir\]'"):
         to_nir(snn)
+
+
+class Edges(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.a, self.output = kind, nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, y=None):
+        a = F.relu(self.a(x))
+        if self.kind == "twice":
+            return self.output(a + (a + self.output(a)))
+        if self.kind == "crop":
+            return F.relu(self.output(a) + F.pad(a, (0, 0, 0, 0, -1, 1)))
+        return self.output(a)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x, y):
+        return F.relu(self.a(x) + self.b(y))
+
+
+def test_edges_that_nir_does_not_have(convert):
+    nir = pytest.importorskip("nir")
+    x = X["single"]
+    with pytest.raises(ValueError, match="adds a value twice"):
+        to_nir(convert(Edges("twice"), [x], calibration="none", **UNSIGNED))
+    with pytest.raises(ValueError, match=r"\(pad\)"):
+        to_nir(convert(Edges("crop"), [x], calibration="none", **UNSIGNED))
+    with pytest.raises(ValueError, match="several inputs"):
+        to_nir(convert(Two(), [((x, x),)], calibration="none", **UNSIGNED))
+    graph = to_nir(convert(Edges("name"), [x], calibration="none", **UNSIGNED))
+    assert isinstance(graph.nodes["output_layer"], nir.Conv2d)
+    assert isinstance(graph.nodes["output"], nir.Output)

@@ -63,7 +63,7 @@ def attempt(entry: Entry) -> Result:
             result.reason = f"unknown to the oracle: {', '.join(dict.fromkeys(finding.unknown))}"
     except Exception as error:
         why = entry.refused_for or finding.verdict
-        result.verdict = _too_large(error) or ("refused rightly" if why else "refused wrongly")
+        result.verdict = "refused rightly" if why else _too_large(error) or "refused wrongly"
         result.reason = why or _short(error)
     result.seconds = time.time() - start
     return result
