@@ -90,9 +90,9 @@ def digits(q: Tensor) -> list[Tensor]:
     """
     found = []
     for _ in range(3):
-        digit = (q + 128).remainder(256) - 128
-        found.append(digit)
-        q = (q - digit) / 256
+        higher = ((q + 128) / 256).floor()
+        found.append(q - 256 * higher)
+        q = higher
     return [d.to(torch.int8) for d in (*found, q)]
 
 
