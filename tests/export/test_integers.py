@@ -294,8 +294,8 @@ class Mixed(nn.Module):
         if self.kind == "names":
             return self.e(F.relu(self.scale_1(F.relu(self.b_1(F.relu(self.b(F.relu(self.b(h)))))))))
         if self.kind == "types":
-            ones = torch.full((h.size(0), 4, 8, 8), 0.5, dtype=h.dtype)
-            return self.d(torch.cat([F.relu(self.b(h)), ones.to(h.dtype)], 1))
+            halves = (0 * x[:, :1] + 0.5).expand(-1, 4, -1, -1)
+            return self.d(torch.cat([F.relu(self.b(h)), halves.to(h.dtype)], 1))
         return self.e(F.relu(self.b(F.avg_pool2d(self.scale_1(h), 2))))  # layer after layer
 
 
