@@ -28,7 +28,7 @@ __all__ = [
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
 GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
-MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted, in 32 bits
+MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 

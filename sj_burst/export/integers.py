@@ -18,7 +18,7 @@ from ..graph.repeat import RepeatOverTime
 from ..graph.trace import call_sites, is_module, unused_name
 from ..graph.units import passed_on, sends_counts
 from ..modules.counting import LARGEST_INT8, CountingNode
-from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, window_size
+from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, plain_window
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import LIPool
 from ..network import SpikingNetwork
@@ -46,10 +46,9 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     that lies on a threshold to seven digits may fall on the other side.
 
     What a layer reads that is no count, a picture say, is rounded to 30 bits below the largest number of
-    its sample. On a CPU with VNNI the
-    sums are made by oneDNN's int8 kernels, several times as fast as float32; elsewhere, on CUDA too, in
-    float64, which is exact and slow. The network runs as ``snn`` does; ``state_dict()`` holds the
-    integers.
+    its sample. On a CPU with VNNI the sums are made by oneDNN's int8 kernels, faster than in float32;
+    elsewhere, on CUDA too, in float64, which is exact and slow. The network runs as ``snn`` does;
+    ``state_dict()`` holds the integers.
 
     Args:
         snn: a network converted with ``weight_bits``; stays as it is, but for its reset state.
@@ -240,18 +239,18 @@ class _Rewriting:
     def _pass_on(self, node: fx.Node, unit: Tensor) -> None:
         """Operations on every channel for itself, which counts pass in the unit of their neurons."""
         self._restore(node, but=self._units())
-        sources = [self.values.get(n) for n in node.all_input_nodes]
+        sources = [self.values.get(n) for n in node.all_input_nodes if n in self.shapes]
         largest = [None if v is None else v.largest for v in sources]
         signed = any(v is not None and v.signed for v in sources)
         whole = None if None in largest else max(n for n in largest if n is not None)
         if whole is None:
             self._to_float(node)
         elif is_module(self.gm, node, AVERAGE_POOLS):
-            pool: Any = self._module(node)
-            sums = _is_full(pool) and window_size(pool) * whole <= LARGEST_INT8
-            self._place(node, CountPool(pool, sums))
-            unit = unit / window_size(pool) if sums else unit
-            whole = window_size(pool) * whole if sums else None
+            window = plain_window(self._module(node))
+            if window is not None and window * whole > LARGEST_INT8:
+                window = None
+            self._place(node, CountPool(self._module(node), window))
+            unit, whole = (unit, None) if window is None else (unit / window, window * whole)
         elif is_module(self.gm, node, nn.Upsample) and self._module(node).mode == "nearest":
             self._place(node, OfBytes(self._module(node)))
         elif is_module(self.gm, node, LIPool):
@@ -271,7 +270,7 @@ class _Rewriting:
                 self._insert(node, source, AffineScale(value.unit, value.offset))
 
     def _to_float(self, node: fx.Node) -> None:
-        """Counts, or values without a unit, as float32; means are so already."""
+        """Let an operation read counts as float32."""
         for source in dict.fromkeys(node.all_input_nodes):
             value = self.values.get(source)
             if value is not None and value.largest is not None:
@@ -298,11 +297,3 @@ class _Rewriting:
             self.gm.add_submodule(name, module)
         else:
             self.gm.set_submodule(name, module)
-
-
-def _is_full(pool: Any) -> bool:
-    """Whether all windows of an average pooling hold the same count of numbers."""
-    if type(pool) not in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) or pool.ceil_mode:
-        return False
-    padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
-    return not any(padding) and getattr(pool, "divisor_override", None) is None

@@ -12,7 +12,7 @@ from ..graph.evaluate import record
 from ..graph.operators import AVERAGE_POOLS
 from ..graph.trace import is_module, unused_name
 from ..graph.units import passed_on, sends_counts
-from ..modules.integers import window_size
+from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from ..utils.checks import check_count
@@ -205,9 +205,7 @@ def _grain(gm: fx.GraphModule, node: fx.Node, shapes: Any, grains: dict[fx.Node,
 def _window(pool: Any, before: torch.Size, after: torch.Size) -> int | None:
     """How many numbers every window holds; ``None`` if they differ."""
     if not hasattr(pool, "output_size"):
-        plain = not pool.ceil_mode and getattr(pool, "divisor_override", None) is None
-        padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
-        return window_size(pool) if plain and (pool.count_include_pad or not any(padding)) else None
+        return plain_window(pool)
     size = 1
     for n, outputs in zip(before[2:], after[2:], strict=True):
         if n % outputs:

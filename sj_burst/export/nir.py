@@ -13,6 +13,7 @@ from ..conversion.gram import padding_of
 from ..graph.evaluate import record
 from ..graph.repeat import RepeatOverTime
 from ..graph.units import FLATTENING
+from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
 from .sinabs import SinabsNetwork, sinabs_neurons
@@ -214,12 +215,7 @@ class _Writing:
                 return None
             kernel = np.array(before[1:]) // np.array(after[1:])
             return self.nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.zeros(2, dtype=int))
-        padded = np.any(np.array(pool.padding))
-        if (
-            pool.ceil_mode
-            or pool.divisor_override is not None
-            or (padded and not pool.count_include_pad)
-        ):
+        if plain_window(pool) is None:
             return None
         sizes = [np.broadcast_to(np.array(n), 2) for n in (pool.kernel_size, pool.stride, pool.padding)]
         return self.nir.AvgPool2d(kernel_size=sizes[0], stride=sizes[1], padding=sizes[2])

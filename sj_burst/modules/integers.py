@@ -1,6 +1,7 @@
 """Layers of integer weights, and the mean of counts: the same bits on every machine."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ __all__ = [
     "OfBytes",
     "check_no_gradient",
     "fixed_point",
-    "window_size",
+    "plain_window",
 ]
 
 
@@ -218,37 +219,41 @@ class CountPool(nn.Module):
 
     Args:
         pool: an average-pooling module.
-        sums: return sums of its windows, all of which have the same size.
+        window: what its means divide by, to return sums; ``None`` for means.
 
     Example:
-        >>> CountPool(nn.AvgPool1d(2), sums=True)(torch.tensor([[[1, 2]]], dtype=torch.int8))
+        >>> CountPool(nn.AvgPool1d(2), window=2)(torch.tensor([[[1, 2]]], dtype=torch.int8))
         tensor([[[3]]], dtype=torch.int8)
     """
 
-    def __init__(self, pool: Any, sums: bool) -> None:
+    def __init__(self, pool: Any, window: int | None) -> None:
         super().__init__()
-        self.pool, self.sums = pool, sums
+        self.pool, self.window = pool, window
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, ...]`` in int8 to ``[N, C, ...]``."""
-        if not self.sums:
+        if self.window is None:
             return self.pool(x.double()).float()  # a sum of integers, rounded once
-        window = window_size(self.pool)
-        return (self.pool(x.float()) * window).round_().to(torch.int8)
+        return (self.pool(x.float()) * self.window).round_().to(torch.int8)
 
 
-def window_size(pool: Any) -> int:
-    """How many numbers a window of an average-pooling module holds.
+def plain_window(pool: Any) -> int | None:
+    """What all means of an average-pooling module divide by; ``None`` where that varies.
 
     Example:
-        >>> window_size(nn.AvgPool2d((2, 3)))
-        6
+        >>> plain_window(nn.AvgPool2d((2, 3))), plain_window(nn.AvgPool2d(2, ceil_mode=True))
+        (6, None)
     """
+    dimensions = next((d for kind, d in _AVERAGES if isinstance(pool, kind)), 0)
+    if not dimensions or pool.ceil_mode or getattr(pool, "divisor_override", None) is not None:
+        return None
+    padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
+    if any(padding) and not pool.count_include_pad:
+        return None
     kernel = pool.kernel_size
-    if isinstance(kernel, int):
-        dimensions = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(pool)]
-        return kernel**dimensions
-    size = 1
-    for taps in kernel:
-        size *= taps
-    return size
+    return math.prod(kernel) if isinstance(kernel, tuple) else kernel**dimensions
+
+
+_AVERAGES: tuple[tuple[type[nn.Module], int], ...] = (
+    *((nn.AvgPool1d, 1), (nn.AvgPool2d, 2), (nn.AvgPool3d, 3)),
+)

@@ -58,7 +58,9 @@ def attempt(entry: Entry) -> Result:
         net = make_ordinary(entry.make(), entry.samples(8))
         finding = inquire(net, x)
     except Exception as error:
-        result.verdict, result.reason = _too_large(error) or "does not run", _short(error)
+        large = _is_too_large(error)
+        result.verdict = "too large" if large else "does not run"
+        result.reason = _TOO_LARGE if large else _short(error)
         return result
     try:
         _convert_and_compare(result, net, x, entry.large)
@@ -66,8 +68,9 @@ def attempt(entry: Entry) -> Result:
             result.reason = f"unknown to the oracle: {', '.join(dict.fromkeys(finding.unknown))}"
     except Exception as error:
         why = entry.refused_for or finding.verdict
-        result.verdict = "refused rightly" if why else _too_large(error) or "refused wrongly"
-        result.reason = why or _short(error)
+        large = not why and _is_too_large(error)
+        result.verdict = "refused rightly" if why else "too large" if large else "refused wrongly"
+        result.reason = why or (_TOO_LARGE if large else _short(error))
     result.seconds = time.time() - start
     return result
 
@@ -151,10 +154,12 @@ def _tensors(value: Any) -> Any:
             yield from _tensors(getattr(value, part.name))
 
 
-def _too_large(error: Exception) -> str:
-    """The verdict of a network that needs more memory than there is."""
-    causes = f"{error} {error.__cause__}"
-    return "too large" if isinstance(error, MemoryError) or "allocate memory" in causes else ""
+_TOO_LARGE = "more memory than it was given"
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether a network needs more memory than there is."""
+    return isinstance(error, MemoryError) or "allocate memory" in f"{error} {error.__cause__}"
 
 
 def _short(error: Exception) -> str:
