@@ -80,14 +80,14 @@ def photographs(folder):
 def test_tutorials_run_at_their_smallest_size(script, tmp_path):
     if script in NEEDS:
         pytest.importorskip(NEEDS[script])
-    small = ["--epochs", "1", "--train-images", "500", "--test-images", "100"]
+    small = ["--epochs", "1", "--train-images", "300", "--test-images", "50"]
     small += SMALLEST.get(script, [])
     if script == "11_imagenet.py":
         small += photographs(tmp_path / "given")
         tmp_path = tmp_path / "figures"
     result = run(
         *(sys.executable, "-W", "ignore", f"tutorials/{script}", *small),
-        *("--calibration-images", "100", "--figures", str(tmp_path)),
+        *("--calibration-images", "30", "--figures", str(tmp_path)),
         MPLBACKEND="Agg",
         OMP_NUM_THREADS="1",  # on a busy machine, threads wait for each other
     )

@@ -39,6 +39,7 @@ def drawn(folder, *options):
     return re.findall(r"(?:drawn|settings) .*", result.stdout)
 
 
+@pytest.mark.slow
 def test_two_runs_draw_the_same_and_a_long_run_others(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

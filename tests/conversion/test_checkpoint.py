@@ -156,6 +156,7 @@ def small(convert, tmp_path):
     return ann, snn, path, content, load_with
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_noticed_or_harmless(small):
     ann, snn, path, _, _ = small
     whole = path.read_bytes()

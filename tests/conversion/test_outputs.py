@@ -105,6 +105,7 @@ def test_the_rest_of_the_package_takes_them(tmp_path, calibration):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_segmentation_network_of_others():
     net = torchvision.models.segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, aux_loss=True, num_classes=3

@@ -16,8 +16,12 @@ from sj_burst.graph.trace import activation_names
 from tests.networks import randomize_batch_norm
 
 MODELS = [
-    *("alexnet", "vgg11_bn", "resnet18", "resnet50", "densenet121", "googlenet", "mobilenet_v2"),
-    *("mnasnet0_5", "squeezenet1_1", "regnet_x_400mf", "shufflenet_v2_x0_5"),
+    *("resnet18", "googlenet", "mobilenet_v2", "mnasnet0_5", "squeezenet1_1"),
+    *("regnet_x_400mf", "shufflenet_v2_x0_5"),
+]
+SLOW_TO_MAKE = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("alexnet", "vgg11_bn", "resnet50", "densenet121")
 ]
 
 
@@ -33,7 +37,7 @@ def build(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*scipy.*")
-@pytest.mark.parametrize("name", [*MODELS, "cifar_resnet20"])
+@pytest.mark.parametrize("name", [*MODELS, *SLOW_TO_MAKE, "cifar_resnet20"])
 @torch.no_grad()
 def test_graphs_equal_the_network(name):
     net = randomize_batch_norm(build(name)).train()

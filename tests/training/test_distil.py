@@ -37,6 +37,7 @@ def loss_of(snn, ann, x=HELD_BACK):
     return distillation_loss(snn.run(x, 1).mean(0), ann(x)).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_lr", [0.0, 1e-3])
 def test_it_helps_on_other_images(convert, weight_lr):
     ann = resnet(blocks=2)

@@ -44,6 +44,7 @@ def is_padding(data, offset):
     return data[offset : offset + 4] == b"ZZZZ" or data[offset - 3 : offset + 1] == b"ZZZZ"
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_outside_the_contents_is_noticed_or_harmless(tmp_path):
     path = tmp_path / "file.pt"
     content = {"w": torch.tensor([1.5, -2.0]), "names": ["a"]}  # small: each bit is a file to read

@@ -32,6 +32,7 @@ def entry_of(name: str) -> Entry:
     return next(e for e in entries() if (e.library, e.name) == (library, name))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_converts(name):
