@@ -26,7 +26,12 @@ class Options:
             patterns (``fnmatch``) to such values, of which the first match counts.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
             ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
-            and nothing is observed.
+            and nothing is observed. ``"rate_distortion"`` chooses those of all channels together, fine
+            where the answer depends on them and spikes are cheap, within ``energy_budget``; needs one
+            backward pass over the calibration images.
+        energy_budget: for ``threshold="rate_distortion"``, and only there: what a sample may cost, as a
+            share of the ANN's energy (bursts in unary, see :func:`sj_burst.synops`), as measured on
+            calibration images. What Γ leaves no use for is not spent.
         channel_wise: a threshold for each channel, else one for the layer.
         potential: initial membrane potential: ``"zero"``, ``"half"`` (θ/2), ``"ann"`` (per channel,
             from the ANN's activations) or ``"data"`` (per channel, on the spiking prefix); ``"shift"``
@@ -56,12 +61,13 @@ class Options:
     Example:
         >>> Options(threshold="median")
         Traceback (most recent call last):
-        ValueError: threshold must be one of ['max', 'mse', 'gaussian', 'trained'] or a percentile ...
+        ValueError: threshold must be one of ['max', 'mse', 'gaussian', 'trained', ...
     """
 
     time_steps: int = 8
     max_spikes: float | Mapping[str, float] = 4
     threshold: str = "mse"
+    energy_budget: float | None = None
     channel_wise: bool = True
     potential: str = "half"
     max_pool: str = "lateral_inhibition"
@@ -82,11 +88,12 @@ class Options:
         if self.weight_bits is not None:
             _check_weight_bits(self.weight_bits)
         object.__setattr__(self, "max_spikes", _checked_max_spikes(self.max_spikes))
+        rules = [*THRESHOLD_RULES, "rate_distortion"]
         if not isinstance(self.threshold, str) or (
-            self.threshold not in THRESHOLD_RULES and parse_percentile(self.threshold) is None
+            self.threshold not in rules and parse_percentile(self.threshold) is None
         ):
             raise ValueError(
-                f"threshold must be one of {list(THRESHOLD_RULES)} or a percentile such as "
+                f"threshold must be one of {rules} or a percentile such as "
                 f"'99.9%', got {self.threshold!r}"
             )
         for name, allowed in CHOICES.items():
@@ -94,7 +101,9 @@ class Options:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not isinstance(self.channel_wise, bool):
             raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
-        if self.threshold in ("mse", "gaussian", "trained") and math.inf in self.all_max_spikes():
+        _check_energy_budget(self.energy_budget, self.threshold)
+        by_levels = ("mse", "gaussian", "trained", "rate_distortion")
+        if self.threshold in by_levels and math.inf in self.all_max_spikes():
             raise ValueError(
                 f"threshold={self.threshold!r} divides by max_spikes, which is infinite; give a "
                 "finite max_spikes, or use threshold='max' or a percentile"
@@ -166,6 +175,22 @@ def _check_weight_bits(bits: Any) -> None:
         raise TypeError(f"weight_bits must be an integer from 2 to 16, or None, got {bits!r}")
     if not 2 <= bits <= 16:
         raise ValueError(f"weight_bits must be from 2 to 16, or None, got {bits}; chips hold 8 or 4")
+
+
+def _check_energy_budget(budget: Any, threshold: str) -> None:
+    if (budget is None) == (threshold == "rate_distortion"):
+        raise ValueError(
+            f"energy_budget={budget} with threshold={threshold!r}: a budget is spent by "
+            "threshold='rate_distortion', which needs one, such as energy_budget=0.3; set both"
+        )
+    if budget is None:
+        return
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise TypeError(f"energy_budget must be a share of the ANN's energy, or None, got {budget!r}")
+    if not 0 < budget < math.inf:
+        raise ValueError(
+            f"energy_budget must be positive, a share of the ANN's energy such as 0.2, got {budget}"
+        )
 
 
 def _checked_max_spikes(value: Any) -> float | dict[str, float]:

@@ -28,6 +28,7 @@ class LayerReport:
         max_spikes: Γ.
         potential: mean of v(0)/θ.
         rate: spikes per neuron and step (a burst of n counts n, a negative spike 1).
+        churn: share of the spikes that were taken back, or took others back; ``None`` for leaky neurons.
         channels: number of channels.
         silent: channels that are active in the ANN and never spiked.
         dead: channels that are never active in the ANN.
@@ -45,6 +46,7 @@ class LayerReport:
     max_spikes: float | None = None
     potential: float | None = None
     rate: float | None = None
+    churn: float | None = None
     channels: int | None = None
     silent: int | None = None
     dead: int | None = None
@@ -116,8 +118,13 @@ class LayerTotals:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
 
-    def result(self, spikes: Tensor | None) -> dict[str, Any]:
-        """The measured fields of a :class:`LayerReport`, with the spikes of neurons ``[1, ...]``."""
+    def result(self, events: Tensor | None, net: float | None) -> dict[str, Any]:
+        """The measured fields of a :class:`LayerReport`.
+
+        Args:
+            events: of neurons ``[3, ...]``, as :class:`~sj_burst.simulation.spikes.SpikeCounter` counts.
+            net: spikes of neurons, with negative ones taken off.
+        """
         s = self.sums
         # A layer that the ANN leaves silent has no scale of its own.
         scale = s["reference"] or s["output"] or 1.0
@@ -127,10 +134,11 @@ class LayerTotals:
             "levels": s["levels"] / scale,
             "unevenness": (s["error"] - s["levels"]) / scale,
         }
-        if self.node is not None and spikes is not None:
-            fired = _any_in_channel(spikes > 0)
+        if self.node is not None and events is not None:
+            fired, sent = _any_in_channel(events[:1] > 0), events[0].sum().item()
             found |= {
-                "rate": spikes.sum().item() / (s["neurons"] * self.time_steps),
+                "rate": sent / (s["neurons"] * self.time_steps),
+                "churn": None if net is None else 1 - net / sent if sent else 0.0,
                 "channels": len(self.active),
                 "silent": int((self.active & ~fired).sum()),
                 "dead": int((~self.active).sum()),

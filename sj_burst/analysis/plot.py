@@ -1,7 +1,7 @@
 """Figures. Every function takes ``ax=None`` and returns ``(fig, ax)``; matplotlib is imported late."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork
+from ..simulation.operations import ACCOUNTINGS
 from ..simulation.result import SimulationResult
 from ..simulation.spikes import spike_train
 from ..utils.checks import check_count
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "accuracy_vs_energy",
     "accuracy_vs_spikes",
     "accuracy_vs_time",
     "layer_errors",
@@ -138,6 +140,68 @@ def accuracy_vs_spikes(
     ax.set_xlim(left=most / 1000)  # the first steps of deep networks are nearly silent
     _tidy(ax)
     ax.set_xlabel("spikes per image")
+    ax.set_ylabel("accuracy (%)")
+    ax.legend(fontsize="small", frameon=False)
+    return fig, ax
+
+
+def accuracy_vs_energy(
+    results: Mapping[str, Sequence[SimulationResult]],
+    *,
+    ann_accuracy: float | None = None,
+    accounting: str = "unary",
+    ax: "Axes | None" = None,
+) -> "tuple[Figure, Axes]":
+    """Accuracy in percent after all steps against the energy of an image, one point per result.
+
+    A line joins those of a label that no other of its points beats in both.
+
+    Args:
+        results: label to results of one method at several settings.
+        ann_accuracy: of the ANN, in [0, 1]; drawn as a star at its energy.
+        accounting: how a burst travels: ``"unary"``, ``"binary"`` or ``"graded"``, as in
+            :class:`~sj_burst.simulation.operations.Operations`.
+        ax: axes to draw into; a new figure without.
+
+    Raises:
+        ValueError: if there is nothing to draw, a result has no accuracy or no operations, or for
+            another accounting.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> from sj_burst.simulation.operations import LayerOperations, Operations
+        >>> operations = Operations({"1": LayerOperations(10.0, 5.0, 20.0, 8.0, 6.0)}, time_steps=1)
+        >>> result = SimulationResult(
+        ...     torch.tensor([0.8]), None, torch.empty(0), {}, operations=operations)
+        >>> fig, ax = accuracy_vs_energy({"a": [result]}, ann_accuracy=0.9)
+        >>> ax.get_ylabel()
+        'accuracy (%)'
+    """
+    if accounting not in ACCOUNTINGS:
+        raise ValueError(f"accounting must be one of {list(ACCOUNTINGS)}, got {accounting!r}")
+    named = {f"{label}, {i}": r for label, many in results.items() for i, r in enumerate(many)}
+    last = {
+        name: 100 * accuracy[-1].item() for name, accuracy in _accuracies(named, ann_accuracy).items()
+    }
+    for name, result in named.items():
+        if result.operations is None:
+            raise ValueError(f"result {name!r} has no operations; simulate inputs of one size")
+    fig, ax = _axes(ax)
+    for index, (label, many) in enumerate(results.items()):
+        found = [r.operations.energies[accounting] / 1e6 for r in many if r.operations is not None]
+        points = sorted(zip(found, [last[f"{label}, {i}"] for i in range(len(many))], strict=True))
+        look = _look(index)
+        ax.plot(*zip(*points, strict=True), **look | {"linestyle": "none"}, label=label)
+        best = [p for i, p in enumerate(points) if all(p[1] > q[1] for q in points[:i])]
+        ax.plot(*zip(*best, strict=True), **look | {"marker": "none"})
+    if ann_accuracy is not None:
+        operations = next(iter(named.values())).operations
+        assert operations is not None
+        energy = operations.ann_energy / 1e6
+        ax.plot([energy], [100 * ann_accuracy], "*", color="black", markersize=11, label="ANN")
+    _tidy(ax)
+    ax.set_xscale("log")
+    ax.set_xlabel(f"energy per image (µJ, bursts {accounting})")
     ax.set_ylabel("accuracy (%)")
     ax.legend(fontsize="small", frameon=False)
     return fig, ax

@@ -1,8 +1,8 @@
 """Pick the cheapest setting that keeps a network's accuracy."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..conversion.recipe import convert
 from ..options import Options
+from ..simulation.fan_out import fan_out
+from ..simulation.result import SimulationResult
 from ..simulation.simulate import simulate
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, evaluate
@@ -18,23 +20,45 @@ from ..utils.labels import check_labels, correct_share, is_label
 from ..utils.loader import batches, check_loader
 from ..utils.table import format_table
 
-__all__ = ["SETTINGS", "Recommendation", "Trial", "recommend"]
+__all__ = ["BUDGETS", "ENERGY_SETTINGS", "SETTINGS", "Recommendation", "Trial", "recommend"]
 
 # (T, Γ), in the order of the spikes that they spend on the networks of the tutorials.
 SETTINGS: tuple[tuple[int, int], ...] = (
     *((2, 1), (4, 1), (2, 4), (8, 1), (4, 4), (16, 1)),
     *((2, 15), (8, 4), (32, 1), (4, 15), (16, 4), (8, 15)),
 )
+# (T, Γ) for the least energy: bursts in few steps leave little to take back.
+ENERGY_SETTINGS: tuple[tuple[int, int], ...] = ((1, 15), (2, 8), (4, 4))
+BUDGETS = (0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1)  # shares of the ANN's energy
+OBJECTIVES = ("spikes", "time_steps", "energy")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried: T, Γ, accuracy points lost, spikes per image."""
+    """One setting that was tried.
+
+    Attributes:
+        time_steps: T.
+        max_spikes: Γ.
+        drop: accuracy points lost.
+        spikes: per image.
+        energy: share of the ANN's energy, bursts in unary; ``None`` if images differ in size.
+        energy_budget: the option, if it was tried.
+    """
 
     time_steps: int
     max_spikes: int
     drop: float
     spikes: float
+    energy: float | None = None
+    energy_budget: float | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What was tried, as options of a conversion."""
+        found: dict[str, Any] = {"time_steps": self.time_steps, "max_spikes": self.max_spikes}
+        if self.energy_budget is not None:
+            found |= {"threshold": "rate_distortion", "energy_budget": self.energy_budget}
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,9 +79,13 @@ class Recommendation:
     met: bool
 
     def __str__(self) -> str:
-        rows = [["T", "Γ", "drop (points)", "spikes/image"]]
+        rows = [["T", "Γ", "budget", "drop (points)", "spikes/image", "energy/ANN"]]
         for t in self.trials:
-            rows.append([str(t.time_steps), str(t.max_spikes), f"{t.drop:.2f}", f"{t.spikes:.0f}"])
+            shares = ["-" if x is None else f"{x:.3f}" for x in (t.energy_budget, t.energy)]
+            cells = [str(t.time_steps), str(t.max_spikes), shares[0]]
+            rows.append([*cells, f"{t.drop:.2f}", f"{t.spikes:.0f}", shares[1]])
+        if all(trial.energy_budget is None for trial in self.trials):
+            rows = [row[:2] + row[3:] for row in rows]
         lines = format_table(rows).split("\n")
         lines[1 + self.trials.index(self.chosen)] += "  <- recommended"
         if not self.met:
@@ -73,15 +101,22 @@ def recommend(
     max_drop: float = 0.5,
     max_time_steps: int = 32,
     *,
+    objective: str = "spikes",
     images: int = 1024,
     progress: bool = True,
     **options: Any,
 ) -> Recommendation:
     """Try a small set of settings on held-back training data, cheapest first.
 
-    The settings are ``SETTINGS`` with T ≤ ``max_time_steps``, all other options at their defaults.
-    Half of the images calibrate, the other half measure; the search stops at the first setting within
-    ``max_drop``, because the later ones spend more spikes.
+    Half of the images calibrate, the other half measure, and the cheapest setting within ``max_drop``
+    is recommended; T is at most ``max_time_steps``, and other options have their defaults.
+
+    - ``objective="spikes"``: ``SETTINGS``, in the order of the spikes that they spend.
+    - ``"time_steps"``: the same in the order of T, then Γ.
+    - ``"energy"``: ``ENERGY_SETTINGS``, each with thresholds by rate and distortion at the budgets of
+      ``BUDGETS`` that leave something for spikes, from the least on; what is no cheaper than a setting
+      that was found is not tried.
+
     Without targets, the drop is the share of samples that the ANN and the SNN classify differently.
 
     Args:
@@ -89,9 +124,10 @@ def recommend(
         loader: training batches, ``(input, target)`` or inputs.
         max_drop: accuracy points that may be lost.
         max_time_steps: largest T; no setting has more than 32.
+        objective: what shall be least.
         images: how many images are used in all.
         progress: show progress bars.
-        **options: of :class:`~sj_burst.Options`, but T and Γ.
+        **options: of :class:`~sj_burst.Options`, but T and Γ; with ``"energy"`` nor ``threshold``.
 
     Returns:
         A :class:`Recommendation`.
@@ -110,8 +146,11 @@ def recommend(
     check_network(ann=ann)
     check_range(0, math.inf, max_drop=max_drop)
     check_count(2, max_time_steps=max_time_steps, images=images)
-    settings = [(t, g) for t, g in SETTINGS if t <= max_time_steps]
-    if overlap := {"time_steps", "max_spikes"} & set(options):
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {list(OBJECTIVES)}, got {objective!r}")
+    chosen_here = {"time_steps", "max_spikes", "energy_budget"}
+    chosen_here |= {"threshold"} if objective == "energy" else set()
+    if overlap := chosen_here & set(options):
         raise ValueError(f"recommend chooses {sorted(overlap)}; leave it out, see max_time_steps")
     given = Options().changed(**options)
     check_loader(loader)
@@ -121,21 +160,53 @@ def recommend(
     if counted == 0:
         raise ValueError("loader yields no label of a class to measure with; leave targets out")
     ann_accuracy = sum(right.double().sum().item() for right, _ in answers) / counted
-    trials: list[Trial] = []
-    for time_steps, max_spikes in settings:
-        setting = given.changed(time_steps=time_steps, max_spikes=max_spikes)
-        snn = convert(ann, calibration, setting, progress=progress)
+
+    def lost(snn: nn.Module, time_steps: int) -> tuple[float, SimulationResult]:
         result = simulate(snn, held_back, time_steps, progress=progress)
         assert result.accuracy is not None
-        lost = 100 * (ann_accuracy - result.accuracy[-1].item())
-        drop = round(lost, 4) + 0.0  # accuracy is in float32; no −0
-        trials.append(Trial(time_steps, max_spikes, drop, result.total_spikes[-1].item()))
-        if drop <= max_drop:
-            break
-    met = trials[-1].drop <= max_drop
-    chosen = trials[-1] if met else min(trials, key=lambda trial: trial.drop)
-    best = given.changed(time_steps=chosen.time_steps, max_spikes=chosen.max_spikes)
-    return Recommendation(best, trials, chosen, met)
+        drop = 100 * (ann_accuracy - result.accuracy[-1].item())
+        return round(drop, 4) + 0.0, result  # accuracy is in float32; no −0
+
+    trials: list[Trial] = []
+    least = _least_budget(ann, calibration) if objective == "energy" else 0.0
+    for time_steps, max_spikes, budget in _settings(objective, max_time_steps, max_drop, trials, least):
+        trial = Trial(time_steps, max_spikes, 0.0, 0.0, energy_budget=budget)
+        snn = convert(ann, calibration, given.changed(**trial.options()), progress=progress)
+        drop, result = lost(snn, time_steps)
+        spikes, operations = result.total_spikes[-1].item(), result.operations
+        energy = None if operations is None else operations.energy / operations.ann_energy
+        trials.append(replace(trial, drop=drop, spikes=spikes, energy=energy))
+    within = [trial for trial in trials if trial.drop <= max_drop]
+    # The last one within is the cheapest: nothing is tried that is not cheaper than what was found.
+    chosen = within[-1] if within else min(trials, key=lambda trial: trial.drop)
+    return Recommendation(given.changed(**chosen.options()), trials, chosen, bool(within))
+
+
+def _settings(
+    objective: str, max_time_steps: int, max_drop: float, trials: list[Trial], least: float
+) -> Iterator[tuple[int, int, float | None]]:
+    """What to try next: T, Γ and a budget above ``least``; ``trials`` are those so far."""
+    if objective != "energy":
+        settings = SETTINGS if objective == "spikes" else tuple(sorted(SETTINGS))
+        for time_steps, max_spikes in settings:
+            if time_steps <= max_time_steps and not (trials and trials[-1].drop <= max_drop):
+                yield time_steps, max_spikes, None
+        return
+    found = math.inf
+    for time_steps, max_spikes in ENERGY_SETTINGS:
+        for budget in (b for b in BUDGETS if b > least):
+            if time_steps > max_time_steps or budget >= found:
+                break
+            yield time_steps, max_spikes, budget
+            if trials[-1].drop <= max_drop:
+                found = budget
+
+
+def _least_budget(ann: nn.Module, calibration: list[tuple[Any]]) -> float:
+    """What the layers that no spike reaches cost, as a share of the ANN's energy."""
+    snn = convert(ann, calibration[:1], Options(calibration="none"), progress=False)
+    found = fan_out(snn, Inputs(calibration[0][0])[:1])
+    return found.macs / found.ann_macs
 
 
 def _describe(target: Any) -> str:

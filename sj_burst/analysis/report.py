@@ -18,6 +18,7 @@ from ..options import Options
 from ..simulation.operations import Operations
 from ..simulation.spikes import count_spikes
 from ..simulation.synops import count_operations
+from ..simulation.walk import pool_units, values_of
 from ..utils.loader import first_samples
 from ..utils.table import format_table
 from .advice import Advice, OutputError, advise
@@ -178,8 +179,12 @@ def _measured(
     totals: dict[str, LayerTotals] = {}
     samples, error, reference, levels = 0, 0.0, 0.0, 0.0
     layers_of = layer_means(snn, ann, loader, time_steps, time_dim)
-    with count_spikes(snn) as counter, closing(layers_of) as found:
+    example = first_samples(loader, 1, "loader", time_dim)[0].to(snn.device)
+    values = values_of(snn, example)
+    units = pool_units(snn.graph, values)
+    with count_spikes(snn, time_steps, units) as counter, closing(layers_of) as found:
         for means, (out, wanted, with_levels) in found:
+            counter.restart()  # the next batch begins with its first step
             samples += len(out)
             error += (out - wanted).double().square().sum().item()
             reference += wanted.double().square().sum().item()
@@ -191,8 +196,8 @@ def _measured(
     layers = []
     for name, total in totals.items():
         static = _static(name, snn.graph.get_submodule(name))
-        layers.append(dataclasses.replace(static, **total.result(spikes.get(name))))
-    example = first_samples(loader, 1, "loader", time_dim)[0].to(snn.device)
+        net = counter.net[name].sum().item() if name in counter.net else None
+        layers.append(dataclasses.replace(static, **total.result(spikes.get(name), net)))
     return Report(
         layers,
         snn.options,
@@ -202,7 +207,7 @@ def _measured(
         math.sqrt(output.error),
         output.levels,
         advise(layers, snn.options, time_steps, output),
-        count_operations(snn, spikes, example, samples, time_steps),
+        count_operations(snn, values, spikes, samples, time_steps, example.sequence),
     )
 
 
@@ -249,7 +254,8 @@ def _table(layers: list[LayerReport]) -> str:
     head = ["layer", "Γ", "θ (min … max)", "v(0)/θ"]
     measured = any(layer.error is not None for layer in layers)
     if measured:
-        head += ["rate", "silent", "dead", "clipped%", "SIN%", "error%", *PARTS, "levels", "uneven"]
+        head += ["rate", "churn%", "silent", "dead", "clipped%", "SIN%", "error%", *PARTS]
+        head += ["levels", "uneven"]
     rows = [head]
     for layer in layers:
         theta = layer.threshold
@@ -260,7 +266,9 @@ def _table(layers: list[LayerReport]) -> str:
             _number(layer.potential, ".2f"),
         ]
         if measured:
-            row += [_number(layer.rate, ".3f"), _number(layer.silent, "d"), _number(layer.dead, "d")]
+            churn = None if layer.churn is None else 100 * layer.churn
+            row += [_number(layer.rate, ".3f"), _number(churn, ".1f")]
+            row += [_number(layer.silent, "d"), _number(layer.dead, "d")]
             shares = [layer.clipped, layer.inactivated, layer.error]
             shares += [*(layer.parts.get(part) for part in PARTS), layer.levels, layer.unevenness]
             row += [_number(None if share is None else 100 * share, ".2f") for share in shares]

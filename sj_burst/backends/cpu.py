@@ -20,6 +20,7 @@ __all__ = [
     "burst_multi_step",
     "counts_spikes",
     "divide",
+    "events_of",
     "jit",
     "li_pool_multi_step",
     "rows_of",
@@ -35,14 +36,26 @@ jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 # Counts are whole numbers, whose sums are the same in any order.
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _add_spikes(numbers, fired):  # type: ignore[no-untyped-def]
-    """Add up a row of spikes, and add each to its neuron's ``fired``; a negative one counts as one."""
-    total = 0.0
+def _add_spikes(numbers, unary, binary, graded, halvings):  # type: ignore[no-untyped-def]
+    """Add up a row of spikes, and their sizes, and count the events of each neuron.
+
+    As :func:`sj_burst.backends.result.count_events`; ``numbers`` are overwritten.
+    """
+    net, total = 0.0, 0.0
     for j in range(len(numbers)):
-        spikes = abs(numbers[j])
-        total += spikes
-        fired[j] += spikes
-    return np.int64(total)
+        net += numbers[j]
+        numbers[j] = abs(numbers[j])
+        total += numbers[j]
+        unary[j] += numbers[j]
+    if halvings > 0:
+        for j in range(len(numbers)):
+            graded[j] += min(numbers[j], 1)
+            binary[j] += numbers[j]
+        for _ in range(halvings):
+            for j in range(len(numbers)):
+                numbers[j] = np.floor(numbers[j] / 2)
+                binary[j] -= numbers[j]
+    return np.int64(total), np.int64(net)
 
 
 @jit
@@ -83,14 +96,15 @@ def _burst(  # type: ignore[no-untyped-def]
     sums,
     v,
     sent,
+    halvings,
     counts,
     totals,
 ):
     """T steps of the neurons from ``start`` to ``stop``.
 
     Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, the state ``v`` and ``sent`` after
-    the last step and, if asked for, the spikes of every neuron ``totals [M]``; adds those of every step
-    to ``counts [T]``.
+    the last step and, if asked for, the events of every neuron ``totals [3, M]``; adds the spikes of
+    every step, and their net number, to ``counts [2, T]``.
     """
     neurons = len(v)
     least, most = bounds[0], bounds[1]
@@ -113,7 +127,7 @@ def _burst(  # type: ignore[no-untyped-def]
             sents = sent[first : first + size]
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
-            fired, numbers = totals[first : first + size], number_block[:size]
+            fired, numbers = totals[:, first : first + size], number_block[:size]
             fired[:] = 0
         if sums is not None:
             ys = sums[first : first + size]
@@ -148,7 +162,9 @@ def _burst(  # type: ignore[no-untyped-def]
                 if counts is not None:
                     numbers[j] = n
             if counts is not None:
-                counts[t] += _add_spikes(numbers, fired)
+                total, net = _add_spikes(numbers, fired[0], fired[1], fired[2], halvings)
+                counts[0, t] += total
+                counts[1, t] += net
 
 
 @jit
@@ -235,6 +251,12 @@ def _copy(value: Tensor, order: list[int]) -> np.ndarray:
     return copy.view(-1).numpy()
 
 
+def events_of(totals: np.ndarray, halvings: int) -> Tensor:
+    """Events ``[3, M]``; those of single spikes are the same by every accounting."""
+    events = torch.from_numpy(totals)
+    return events if halvings else events[:1].expand_as(events)
+
+
 def counts_spikes(max_spikes: float) -> bool:
     """Whether the loop can count bursts of up to Γ spikes."""
     return max_spikes <= MAX_COUNTED
@@ -282,9 +304,11 @@ def burst_multi_step(
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
     parts, size = divide(neurons, BLOCK, steps * neurons)
     counts = totals = None
+    halvings = 0
     if count and counts_spikes(max_spikes):
-        counts, totals = np.zeros((parts, steps), np.int64), np.empty_like(v_out)
-    arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out)
+        counts = np.zeros((parts, 2, steps), np.int64)
+        totals, halvings = np.empty((3, neurons), z.dtype), int(max_spikes).bit_length() - 1
+    arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out, halvings)
 
     def work(part: int) -> None:
         count = None if counts is None else counts[part]
@@ -292,9 +316,10 @@ def burst_multi_step(
 
     side_by_side(work, parts)
     spikes = None
-    if counts is not None:
-        per_neuron = restore(torch.from_numpy(totals), v.shape, order)
-        spikes = SpikeCounts(torch.from_numpy(counts.sum(0)), per_neuron)
+    if counts is not None and totals is not None:
+        per_step, net = torch.from_numpy(counts.sum(0))
+        per_neuron = restore(events_of(totals, halvings), v.shape, order)
+        spikes = SpikeCounts(per_step, per_neuron, None if negative_slope is not None else net)
     return BurstResult(
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu import BLOCK, divide, jit, rows_of, spread
+from .cpu import BLOCK, divide, events_of, jit, rows_of, spread
 from .layout import flat_parameters, memory_order, restore
 from .result import BurstResult, SpikeCounts
 from .team import side_by_side
@@ -20,15 +20,22 @@ __all__ = ["count_multi_step"]
 
 
 @jit
-def _add_spikes(numbers, fired):  # type: ignore[no-untyped-def]
-    """As in :mod:`.cpu`, of counts in int8; ``fired`` holds as many bits as the sums need."""
-    total = np.int32(0)
+def _add_spikes(numbers, unary, binary, graded, halvings):  # type: ignore[no-untyped-def]
+    """As in :mod:`.cpu`, of counts in int8; the events hold as many bits as the sums need."""
+    total, net = np.int32(0), np.int32(0)
     for j in range(len(numbers)):
         n = np.int32(numbers[j])
         spikes = np.int32(n if n > 0 else -n)
         total = np.int32(total + spikes)
-        fired[j] += spikes
-    return np.int64(total)
+        net = np.int32(net + n)
+        unary[j] += spikes
+        if halvings > 0:
+            graded[j] += np.int32(1 if n != 0 else 0)
+            # Up to 127 has seven bits.
+            halves = np.int32((spikes >> 1) + (spikes >> 2) + (spikes >> 3))
+            halves = np.int32(halves + (spikes >> 4) + (spikes >> 5) + (spikes >> 6))
+            binary[j] += np.int32(spikes - halves)
+    return np.int64(total), np.int64(net)
 
 
 # No input makes a NaN of whole numbers; a picture with one has no right answer.
@@ -65,6 +72,7 @@ def _count(  # type: ignore[no-untyped-def]
     out,
     v,
     sent,
+    halvings,
     counts,
     totals,
 ):
@@ -90,7 +98,7 @@ def _count(  # type: ignore[no-untyped-def]
         if sent is not None:
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
-            fired = totals[first : first + size]
+            fired = totals[:, first : first + size]
             fired[:] = 0
         for t in range(len(out)):
             xs = x[t * x_stride + first : t * x_stride + first + size]
@@ -106,7 +114,9 @@ def _count(  # type: ignore[no-untyped-def]
             for j in range(size):
                 ns[j] = np.int8(np.int32(numbers[j]))
             if counts is not None:
-                counts[t] += _add_spikes(ns, fired)
+                total, net = _add_spikes(ns, fired[0], fired[1], fired[2], halvings)
+                counts[0, t] += total
+                counts[1, t] += net
 
 
 def _in_order(x_seq: Tensor, order: list[int]) -> Tensor:
@@ -155,11 +165,12 @@ def count_multi_step(
     sent_out = None if sent is None else np.empty_like(v_out)
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], np.float32)
     state = (v_before, sent_before, shifts)
-    arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out)
+    halvings = max_spikes.bit_length() - 1
+    arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out, halvings)
     parts, size = divide(neurons, BLOCK, steps * neurons)
-    counts = np.zeros((parts, steps), np.int64) if count else None
+    counts = np.zeros((parts, 2, steps), np.int64) if count else None
     enough = np.int8 if steps * max_spikes < 2**7 else np.int32
-    totals = np.empty(neurons, enough) if count else None
+    totals = np.empty((3, neurons), enough) if count else None
 
     def work(part: int) -> None:
         stop = min((part + 1) * size, neurons)
@@ -167,9 +178,10 @@ def count_multi_step(
 
     side_by_side(work, parts)
     spikes = None
-    if counts is not None:
-        per_neuron = restore(torch.from_numpy(totals).float(), v.shape, order)
-        spikes = SpikeCounts(torch.from_numpy(counts.sum(0)), per_neuron)
+    if counts is not None and totals is not None:
+        per_step, net = torch.from_numpy(counts.sum(0))
+        per_neuron = restore(events_of(totals, halvings).float(), v.shape, order)
+        spikes = SpikeCounts(per_step, per_neuron, net)
     return BurstResult(
         restore(torch.from_numpy(out), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),

@@ -1,6 +1,7 @@
 """The conversion as a recipe for SpikingJelly's converter, and as a function."""
 
 import contextlib
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable
@@ -30,9 +31,11 @@ from ..utils.outputs import map_tensors, tensors_of
 from ..utils.spill import free_room
 from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
+from .energy import ThresholdBudget
 from .fits import FITS, round_layer
 from .observe import observe
 from .prepare import prepare
+from .sensitivity import Sensitivity, measure_sensitivity
 from .weights import round_all
 
 __all__ = ["BurstRecipe", "convert"]
@@ -44,6 +47,8 @@ _CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", 
 _BATCH_BYTES = {"cpu": 2**25}
 _LARGEST_BATCH_BYTES = 2**30  # elsewhere
 _LARGEST_BATCH = 32
+_MEASURED = 64  # images that tell what a network spends
+_ROUNDS = 4  # of corrections by what was measured, before and after calibration
 _LAYERS_HELD = 4  # of the largest layers, at most, as real numbers in all steps
 
 
@@ -110,6 +115,7 @@ class _Conversion:
     readout: nn.Module
     replaced: dict[str, nn.Module] = field(default_factory=dict)  # the ANN's modules, by name
     statistics: dict[str, ActivationStatistics] = field(default_factory=dict)
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
     neurons: dict[str, BurstIFNode] = field(default_factory=dict)
 
 
@@ -241,7 +247,17 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             device=converter.device,
             progress=self.progress,
         )
+        if self.options.threshold == "rate_distortion":
+            count = self.options.calibration_images
+            images = Inputs(join([x.value for x in self._images(count)]))
+            parts = [images[i : i + _LARGEST_BATCH] for i in range(0, len(images), _LARGEST_BATCH)]
+            self._open.sensitivity = measure_sensitivity(
+                fx_model, parts, converter.device, channel_wise=self.options.channel_wise
+            )
         return fx_model
+
+    def _images(self, count: int) -> list[Inputs]:
+        return first_samples(self._pictures, count, "calibration_loader")
 
     @_hook
     def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
@@ -261,6 +277,10 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
         return fx_model.to(converter.device)
 
+    def _transfer(self, max_spikes: float) -> Transfer:
+        fraction = POTENTIAL_FRACTIONS[self.options.potential]
+        return Transfer(self.options.time_steps, max_spikes, fraction)
+
     def _neuron(
         self,
         name: str,
@@ -269,10 +289,12 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         negative_slope: float | Tensor | None,
     ) -> BurstIFNode:
         options = self.options
-        transfer = Transfer(options.time_steps, max_spikes, POTENTIAL_FRACTIONS[options.potential])
+        transfer = self._transfer(max_spikes)
+        # By rate and distortion they are chosen together, once there is a network to count in.
+        rule = "mse" if options.threshold == "rate_distortion" else options.threshold
         try:
             # A channel that is as good as silent: what divides by its threshold stays finite.
-            threshold = fit_threshold(statistics, options.threshold, transfer).clamp_min(1e-30)
+            threshold = fit_threshold(statistics, rule, transfer).clamp_min(1e-30)
         except ValueError as error:
             raise ValueError(f"activation {name!r}: {error}") from None
         v_init = POTENTIAL_RULES[options.potential](statistics, transfer, threshold)
@@ -283,28 +305,18 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
 
     @_hook
     def finalize(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> nn.Module:
-        """Calibrate layer by layer, and wrap the graph."""
-        options, work = self.options, self._open
-        fits = list(_CALIBRATIONS[options.calibration])
-        if options.potential == "data":
-            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
-        named = dict(FITS)
-        if options.weight_bits is not None:
-            named["round"] = functools.partial(round_layer, bits=options.weight_bits)
-            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
-        if fits:
-            calibrate_layers(
-                fx_model,
-                work.replaced,
-                self._calibration_batches(fx_model),
-                options.time_steps,
-                [named[name] for name in fits],
-                device=torch.device(converter.device),
-                progress=self.progress,
-            )
-        if options.weight_bits is not None:  # those that no fit has seen
-            round_all(fx_model, options.weight_bits, work.x)
-        reset_net(fx_model)
+        """Wrap the graph, choose thresholds within a budget, and calibrate layer by layer."""
+        snn = self._wrapped(fx_model)
+        if self.options.threshold == "rate_distortion":
+            snn = self._within_budget(snn)
+        else:
+            self._fit_layers(snn, self.options.calibration_images)
+        reset_net(snn)
+        self._end()
+        return snn.eval()
+
+    def _wrapped(self, fx_model: fx.GraphModule) -> SpikingNetwork:
+        work, options = self._open, self.options
         dead = {name: int(statistics.dead.sum()) for name, statistics in work.statistics.items()}
         fitted = options.threshold != "trained"  # nothing was observed, nothing had to be filled in
         dead = {name: count for name, count in dead.items() if count and fitted}
@@ -313,8 +325,61 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             for node, x in bind(fx_model, work.x).items()
         }
         held_only = why_held(fx_model, work.x)
-        self._end()
         return SpikingNetwork(fx_model, options, inputs, dead, work.readout, held_only).eval()
+
+    def _fit_layers(self, snn: SpikingNetwork, images: int) -> None:
+        """The fits that the options name, layer by layer on so many images, in place."""
+        options = self.options
+        fits = list(_CALIBRATIONS[options.calibration])
+        if options.threshold == "rate_distortion" and "threshold" in fits:  # they were chosen
+            fits = fits[: fits.index("threshold")]
+        if options.potential == "data":
+            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
+        named = dict(FITS)
+        if options.weight_bits is not None:
+            named["round"] = functools.partial(round_layer, bits=options.weight_bits)
+            fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
+        if fits:
+            calibrate_layers(
+                snn.graph,
+                self._open.replaced,
+                self._calibration_batches(snn.graph, images),
+                options.time_steps,
+                [named[name] for name in fits],
+                device=snn.device,
+                progress=self.progress,
+            )
+        if options.weight_bits is not None:  # those that no fit has seen
+            round_all(snn.graph, options.weight_bits, self._open.x)
+
+    def _within_budget(self, snn: SpikingNetwork) -> SpikingNetwork:
+        """Thresholds by rate and distortion, with what calibration does to their energy in mind."""
+        work, options = self._open, self.options
+        assert options.energy_budget is not None  # it comes with the rule
+        max_spikes = {name: node.max_spikes for name, node in snn.neurons().items()}
+        plan = ThresholdBudget(
+            snn,
+            Inputs(work.x)[:1],
+            work.statistics,
+            work.sensitivity,
+            {name: self._transfer(most) for name, most in max_spikes.items()},
+            options.energy_budget,
+        )
+        images = [x.to(snn.device).value for x in self._images(_MEASURED)]
+        for calibrated in (False, True):
+            plan.forget()
+            for _ in range(_ROUNDS):
+                plan.spend(snn)
+                tried = snn
+                if calibrated:
+                    tried = copy.deepcopy(snn)
+                    self._fit_layers(tried, _MEASURED)
+                if plan.correct(tried, images):
+                    break
+            plan.settle()
+        plan.spend(snn)
+        self._fit_layers(snn, options.calibration_images)
+        return snn
 
     @property
     def _open(self) -> _Conversion:
@@ -327,9 +392,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         self._work = None
         CONVERTING.end()
 
-    def _calibration_batches(self, fx_model: fx.GraphModule) -> list[Any]:
-        """Calibration images, of all processes, as many as asked for if memory and disk hold them."""
-        x, wanted = self._open.x, self.options.calibration_images
+    def _calibration_batches(self, fx_model: fx.GraphModule, wanted: int) -> list[Any]:
+        """Calibration images, of all processes, as many as wanted if memory and disk hold them."""
+        x = self._open.x
         values = record(fx_model, x).values()
         reset_net(fx_model)
         largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)) / rows(x)

@@ -25,6 +25,10 @@ class RateNeuron(nn.Module):
         neuron: a burst neuron, which is copied from.
         time_steps: T.
 
+    Attributes:
+        keep_count: ask for ``count``.
+        count: spikes of all T steps in the last forward ``[N, ...]``, with their gradient.
+
     Source: the clip-floor function of Bu et al., ICLR 2022; straight-through gradients as in Bengio et
     al., 2013.
 
@@ -52,6 +56,8 @@ class RateNeuron(nn.Module):
         self.register_buffer("potential", neuron.v_init.detach() / threshold)
         self.register_buffer("start", shift.clone())
         self.register_buffer("negative_slope", neuron.negative_slope)
+        self.keep_count = False
+        self.count: Tensor | None = None
         self.log_scale = nn.Parameter(torch.zeros_like(threshold))
         self.offset = nn.Parameter(torch.zeros_like(threshold))
 
@@ -69,6 +75,7 @@ class RateNeuron(nn.Module):
         # Clipped before the floor: newer torch has no gradient at the ends, where floors would pile up.
         u = u.clamp(0.0 if self.negative_slope is None else -most, most)
         count = u + (u.floor() - u).detach()
+        self.count = count if self.keep_count else None
         if self.negative_slope is not None:
             slope = functional.per_channel(self.negative_slope, z.dim())
             count = torch.where(count < 0, slope * count, count)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..utils import distributed
 from ..utils.labels import check_labels, correct_share
 from .result import SimulationResult
+from .spikes import SpikeCounter
 from .steps import RunningAnswer
 
 __all__ = ["AnswerTotals", "Answers"]
@@ -139,11 +140,11 @@ class AnswerTotals:
         self.outputs.append(batch.output.cpu())
         self.exits.append(batch.exits.cpu())
 
-    def result(self, spikes: dict[str, Tensor], seconds: float) -> SimulationResult:
+    def result(self, counter: SpikeCounter, seconds: float) -> SimulationResult:
         """The means, over all processes.
 
         Args:
-            spikes: of every layer ``[T]``, over the samples of this process.
+            counter: of the spikes of this process.
             seconds: of this process.
         """
         if len(self.has_labels) > 1:
@@ -152,12 +153,17 @@ class AnswerTotals:
         labelled = distributed.total(torch.tensor(self.labelled))
         correct, squares = distributed.total(self.correct), distributed.total(self.squares)
         error = (squares / distributed.total(self.reference).clamp_min(1e-300)).sqrt()
-        per_sample = {n: distributed.total(count.cpu()) / len(exits) for n, count in spikes.items()}
+
+        def per_sample(spikes: dict[str, Tensor]) -> dict[str, Tensor]:
+            totals = {name: distributed.total(count.cpu()) for name, count in spikes.items()}
+            return {name: (count / len(exits)).float() for name, count in totals.items()}
+
         return SimulationResult(
             accuracy=(correct / labelled).float() if labelled else None,
             error=error.float() if self.has_reference else None,
             output=torch.cat(self.outputs),
-            spikes={name: count.float() for name, count in per_sample.items()},
+            spikes=per_sample(counter.per_step),
+            net_spikes=per_sample(counter.net),
             samples=len(exits),
             seconds=seconds,
             exit_steps=exits,

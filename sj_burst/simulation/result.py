@@ -24,6 +24,8 @@ class SimulationResult:
             of a classifier), after the read-out, if there is one; for the samples of this process.
         spikes: for every layer of neurons ``[T]``, spikes per sample in each step (a burst of n
             counts n, a negative spike 1).
+        net_spikes: the same with negative spikes taken off; layers of leaky neurons, whose totals may
+            rightly be negative, are left out.
         samples: number of samples, of all processes.
         seconds: wall time of the forward passes of this process.
         operations: synaptic operations and energy per sample, of a network converted by
@@ -46,6 +48,7 @@ class SimulationResult:
     seconds: float = 0.0
     operations: Operations | None = None
     exit_steps: Tensor = field(default_factory=lambda: torch.zeros(0))
+    net_spikes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def average_steps(self) -> float:
@@ -58,6 +61,12 @@ class SimulationResult:
         if not self.spikes:
             return torch.zeros(0)
         return torch.stack(list(self.spikes.values())).sum(0).cumsum(0)
+
+    @property
+    def churn(self) -> dict[str, float]:
+        """For every layer, the share of its spikes that were taken back or took others back."""
+        net = {name: (spikes.sum(), self.spikes[name].sum()) for name, spikes in self.net_spikes.items()}
+        return {name: float(1 - kept / sent) if sent else 0.0 for name, (kept, sent) in net.items()}
 
     def __repr__(self) -> str:
         accuracy = None if self.accuracy is None else 100 * self.accuracy
@@ -76,6 +85,10 @@ class SimulationResult:
             lines.append(format_table(rows))
         if len(self.exit_steps) and self.average_steps < steps:
             lines.append(f"average steps: {self.average_steps:.2f}")
+        if sent := sum(self.spikes[name].sum().item() for name in self.net_spikes):
+            kept = sum(net.sum().item() for net in self.net_spikes.values())
+            share = 100 * (1 - kept / sent)
+            lines.append(f"churn: {share:.1f} % of the spikes were taken back, or took others back")
         if self.operations is not None:
             lines.append(str(self.operations))
         return "\n".join(lines)

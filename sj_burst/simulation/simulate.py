@@ -26,6 +26,7 @@ from .result import SimulationResult
 from .spikes import count_spikes
 from .steps import RunningAnswer, present
 from .synops import count_operations
+from .walk import pool_units, values_of
 
 __all__ = ["simulate"]
 
@@ -110,7 +111,11 @@ def simulate(
             head = next(pairs)
             example = head[0].to(device)
             plan = plan_run(snn, example, time_steps, chunk, early_exit)
-            with count_spikes(snn, time_steps) as counter:
+            values, units = {}, {}
+            if isinstance(snn, SpikingNetwork):
+                values = values_of(snn, example[:1])
+                units = pool_units(snn.graph, values)
+            with count_spikes(snn, time_steps, units) as counter:
                 pairs = chain([head], pairs)
                 for batch in tqdm(pairs, "simulate", disable=not progress, leave=False):
                     for x, target, wanted in _parts(batch, reference, output, device, plan.samples):
@@ -119,13 +124,13 @@ def simulate(
                         counter.restart()
                         seconds += _follow(snn, x, answers, plan.chunk, early_exit)
                         totals.add(answers)
-            result = totals.result(counter.per_step, seconds)
+            result = totals.result(counter, seconds)
             if isinstance(snn, SpikingNetwork):
                 snn.measured = (time_steps, sum(n.sum().item() for n in result.spikes.values()))
                 if not counter.sizes_vary:
                     spikes = {n: distributed.total(count) for n, count in counter.per_neuron.items()}
                     result.operations = count_operations(
-                        snn, spikes, example[:1], result.samples, time_steps
+                        snn, values, spikes, result.samples, time_steps, example.sequence
                     )
             return result
     finally:

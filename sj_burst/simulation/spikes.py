@@ -1,6 +1,6 @@
 """The spike counter: what every layer of a spiking network emits, by step and by neuron."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
+from ..backends.result import ACCOUNTINGS, SpikeCounts, count_events
 from ..functional import per_channel
 from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
 from ..modules.neuron import BurstIFNode
@@ -58,24 +59,34 @@ class SpikeCounter:
     Args:
         snn: any spiking network.
         time_steps: T, to count by step; ``None`` to count by neuron only.
+        pool_units: what a spike of each pooling layer weighs; broadcasts to its output.
 
     Attributes:
         per_step: for every layer of neurons ``[T]``, over all samples and neurons.
-        per_neuron: for every layer that emits spikes ``[1, ...]``, over all samples and steps. Spikes
-            of pooling weigh what those that it passes on do, so there it is the sum of their weights.
+        net: the same with negative spikes taken off; a leaky layer, whose totals may rightly be
+            negative, is left out.
+        per_neuron: for every layer that emits spikes its events ``[3, ...]`` by each of
+            ``ACCOUNTINGS``, over all samples and steps. Without its unit, pooling is counted as if a
+            spike weighed one.
         sizes_vary: whether inputs of different sizes came; ``per_neuron`` is of those of the first.
     """
 
-    def __init__(self, snn: nn.Module, time_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        snn: nn.Module,
+        time_steps: int | None = None,
+        pool_units: Mapping[str, Tensor] | None = None,
+    ) -> None:
         net = snn.graph if isinstance(snn, SpikingNetwork) else snn
         self.layers = {n: m for n, m in net.named_modules() if isinstance(m, (*SOURCES, *POOLS))}
         by_step = [n for n, m in self.layers.items() if time_steps and isinstance(m, NEURONS)]
         zeros = torch.zeros(time_steps or 0, dtype=torch.float64, device=device_of(snn))
         self.per_step = {name: zeros.clone() for name in by_step}
+        self.net = {name: zeros.clone() for name in by_step if not _is_leaky(self.layers[name])}
         self.per_neuron: dict[str, Tensor] = {}
         self.sizes_vary = False
+        self._pool_units = pool_units or {}
         self._steps: dict[str, int] = {}
-        self._room: dict[Any, Tensor] = {}  # used again for a shape: memory is slow to get
 
     def restart(self) -> None:
         """A batch begins with its first step."""
@@ -97,57 +108,79 @@ class SpikeCounter:
     def add(self, name: str, module: nn.Module, _: Any, y: Tensor) -> None:
         """Count what a module has emitted; a forward hook."""
         counts = getattr(module, "spike_counts", None)
-        if counts is not None and counts.per_neuron is not None:
-            per_step, per_neuron = counts.per_step, _sum_over_samples(counts.per_neuron, 1)
+        if counts is None or counts.per_neuron is None:
+            found = self._count(name, module, y.detach())
         else:
-            by_step = self._count(module, y.detach())
-            per_step = by_step.reshape(len(by_step), -1).sum(1) if counts is None else counts.per_step
-            per_neuron = by_step.sum(0, keepdim=True)
+            parts = [_sum_over_samples(part, 1) for part in counts.per_neuron[: _kinds(module)]]
+            found = SpikeCounts(counts.per_step, torch.cat(parts), counts.net)
+        assert found.per_neuron is not None
         if name in self.per_step:
             first = self._steps.get(name, 0)
-            self._steps[name] = first + len(per_step)
-            self.per_step[name][first : first + len(per_step)] += per_step
+            steps = slice(first, first + len(found.per_step))
+            self._steps[name] = steps.stop
+            self.per_step[name][steps] += found.per_step
+            if name in self.net and found.net is not None:
+                self.net[name][steps] += found.net
+        events = found.per_neuron.expand(len(ACCOUNTINGS), *found.per_neuron.shape[1:])
         before = self.per_neuron.get(name)
-        if before is None or before.shape == per_neuron.shape:
-            self.per_neuron[name] = per_neuron if before is None else before + per_neuron
+        if before is None or before.shape == events.shape:
+            self.per_neuron[name] = events if before is None else before + events
         else:
             self.sizes_vary = True
 
-    def _count(self, module: nn.Module, y: Tensor) -> Tensor:
-        """Spikes by step and neuron ``[T, ...]``, over the samples."""
+    def _count(self, name: str, module: nn.Module, y: Tensor) -> SpikeCounts:
+        """Spikes in what a module has emitted ``[T·N, ...]``, over the samples."""
         fold = getattr(module, "time_fold", None)
         steps = 1 if fold is None else fold.steps
-        if isinstance(module, BurstIFNode) and y.element_size() < 4:
-            # θ·n is rounded in half precision, and n is not.
-            return _sum_over_samples(spike_numbers(module, y).abs_(), steps)
-        key = (y.shape, y.stride(), y.device, y.dtype)
-        if key not in self._room:
-            self._room[key] = torch.empty_like(y)
-        sizes = at_least_single(torch.abs(y, out=self._room[key]))
-        weights = _sum_over_samples(sizes, steps)
-        threshold = getattr(module, "threshold", None)
-        if threshold is None:
-            return weights
-        count = weights / per_channel(threshold.double(), weights.dim())
-        return count.round_() if isinstance(module, BurstIFNode) else count
+        numbers = self._numbers(name, module, y)
+        events = count_events(numbers) if _kinds(module) > 1 else numbers.abs().unsqueeze(0)
+        by_step = [_sum_over_samples(part, steps) for part in events]
+        per_neuron = torch.stack([part.sum(0) for part in by_step])
+        net = None
+        if isinstance(module, BurstIFNode):
+            net = numbers.unflatten(0, (steps, -1)).flatten(1).sum(1, dtype=torch.float64)
+        return SpikeCounts(by_step[0].flatten(1).sum(1), per_neuron, net)
+
+    def _numbers(self, name: str, module: nn.Module, y: Tensor) -> Tensor:
+        """How many spikes each value stands for."""
+        if isinstance(module, BurstIFNode):
+            return spike_numbers(module, y)
+        unit = self._pool_units.get(name, getattr(module, "threshold", None))
+        if unit is None:
+            return at_least_single(y)
+        numbers = at_least_single(y) / per_channel(at_least_single(unit), y.dim())
+        return torch.where(numbers.isfinite(), numbers, 0.0)  # where no window is
+
+
+def _is_leaky(module: nn.Module) -> bool:
+    return isinstance(module, BurstIFNode) and module.negative_slope is not None
+
+
+def _kinds(module: nn.Module) -> int:
+    """How many accountings differ: of single spikes all are the same."""
+    single = isinstance(module, NEURONS) and getattr(module, "max_spikes", 1) == 1
+    return 1 if single else len(ACCOUNTINGS)
 
 
 @contextmanager
-def count_spikes(snn: nn.Module, time_steps: int | None = None) -> Iterator[SpikeCounter]:
+def count_spikes(
+    snn: nn.Module, time_steps: int | None = None, pool_units: Mapping[str, Tensor] | None = None
+) -> Iterator[SpikeCounter]:
     """While open, count the spikes of a network; leaves it as it was.
 
     Args:
         snn: any spiking network.
         time_steps: T, to count by step too; then say :meth:`SpikeCounter.restart` before every batch.
+        pool_units: as for :class:`SpikeCounter`.
 
     Example:
         >>> net = nn.Sequential(BurstIFNode(threshold=0.5, max_spikes=2))
         >>> with torch.no_grad(), count_spikes(net) as counter:
         ...     _ = net(torch.tensor([[0.6, 5.0], [0.1, 0.5]]))
         >>> counter.per_neuron["0"].tolist()
-        [[1.0, 3.0]]
+        [[1.0, 3.0], [1.0, 2.0], [1.0, 2.0]]
     """
-    counter = SpikeCounter(snn, time_steps)
+    counter = SpikeCounter(snn, time_steps, pool_units)
     nodes = [m for m in snn.modules() if isinstance(m, BurstIFNode) and not m.count_spikes]
     try:
         for node in nodes:

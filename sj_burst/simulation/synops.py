@@ -1,26 +1,23 @@
 """Count the synaptic operations of a spiking network, beside the ANN's multiply-accumulates."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..graph.evaluate import evaluate_node, record
+from ..graph.evaluate import evaluate_node
 from ..graph.readout import ReadOut
-from ..modules.temporal import TimeFold, time_folded
-from ..network import SpikingNetwork
 from ..utils.checks import check_count
 from ..utils.inference import device_of, eval_mode
-from ..utils.inputs import Inputs
 from ..utils.loader import batches, check_loader
-from .operations import Operations
+from .operations import ACCOUNTINGS, LayerOperations, Operations
 from .plan import steps_at_once
 from .spikes import SOURCES, count_spikes
 from .steps import present
-from .walk import LayerCost, SpikeWalk
+from .walk import LayerCost, SpikeWalk, graph_of, pool_units, values_of
 
 __all__ = ["count_operations", "synops"]
 
@@ -81,28 +78,20 @@ def synops(
     samples = 0
     try:
         with eval_mode(snn):
-            with count_spikes(snn) as counter:
-                for x, _ in batches(loader, "loader", time_dim, time_steps):
+            pairs = batches(loader, "loader", time_dim, time_steps)
+            head = next(pairs)
+            example = head[0].to(device_of(snn))[:1]
+            values = values_of(snn, example)
+            with count_spikes(snn, pool_units=pool_units(graph_of(snn), values)) as counter:
+                for x, _ in chain([head], pairs):
                     x = x.to(device_of(snn))
                     samples += len(x)
                     with present(snn, x) as shown:
                         for _out in shown.chunks(time_steps, steps_at_once(len(x))):
                             pass
-            return count_operations(snn, counter.totals(), x[:1], samples, time_steps)
+            return count_operations(snn, values, counter.totals(), samples, time_steps, example.sequence)
     finally:
         reset_net(snn)
-
-
-def graph_of(snn: nn.Module) -> fx.GraphModule:
-    """The graph of a converted network.
-
-    Raises:
-        TypeError: for other networks.
-    """
-    graph = snn.graph if isinstance(snn, SpikingNetwork) else snn
-    if not isinstance(graph, fx.GraphModule):
-        raise TypeError(f"operations are counted of converted networks only, got {type(snn).__name__}")
-    return graph
 
 
 def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
@@ -116,28 +105,41 @@ def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
 
 @torch.no_grad()
 def count_operations(
-    snn: nn.Module, spikes: dict[str, Tensor], x: Inputs, samples: int, time_steps: int
+    snn: nn.Module,
+    values: Mapping[fx.Node, Any],
+    spikes: Mapping[str, Tensor],
+    samples: int,
+    time_steps: int,
+    varying: bool = False,
 ) -> Operations:
     """Operations from summed spikes; see :func:`synops` for the conventions.
 
     Args:
-        snn: the network; its state is reset.
-        spikes: of every layer that emits some ``[1, ...]``, of :class:`SpikeCounter`.
-        x: of one sample, for the shapes.
+        snn: the network.
+        values: of its nodes, for one step of one sample.
+        spikes: events of every layer that emits some ``[3, ...]``, of :class:`SpikeCounter`.
         samples: over which ``spikes`` is summed.
         time_steps: over which ``spikes`` is summed.
+        varying: the network's input changes from step to step.
     """
-    reset_net(snn)
     gm = graph_of(snn)
-    folded = time_folded(gm, TimeFold(1, 1)) if isinstance(snn, SpikingNetwork) else nullcontext()
-    try:
-        with folded:
-            values = record(gm, x.one_frame())
-    finally:
-        reset_net(snn)
-    costs = SpikeWalk(gm, values, spikes, varying=x.sequence).run()
-    if isinstance(readout := getattr(snn, "readout", None), ReadOut):
-        costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
+    costs: list[dict[str, LayerCost]] = []
+    for kind in range(len(ACCOUNTINGS)):
+        emitted = {name: events[kind : kind + 1] for name, events in spikes.items()}
+        costs.append(SpikeWalk(gm, values, emitted, varying).run())
+        if isinstance(readout := getattr(snn, "readout", None), ReadOut):
+            costs[-1] |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
+    unary, binary, graded = costs
     return Operations(
-        {name: cost.per_sample(samples, time_steps) for name, cost in costs.items()}, time_steps
+        {
+            name: LayerOperations(
+                float(cost.synops) / samples,
+                cost.macs(time_steps),
+                cost.ann_macs,
+                float(binary[name].synops) / samples,
+                float(graded[name].synops) / samples,
+            )
+            for name, cost in unary.items()
+        },
+        time_steps,
     )

@@ -1,23 +1,54 @@
 """From the spikes that neurons emit to the operations that they cause in the layers behind them."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import ann2snn
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
-from ..graph.evaluate import evaluate_node, has_tensor
+from ..graph.evaluate import evaluate_node, has_tensor, record
 from ..graph.operators import AVERAGE_POOLS, BATCH_NORMS, ELEMENTWISE, WEIGHTED, WEIGHTED_CALLS
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes
-from .operations import LayerOperations
+from ..modules.temporal import TimeFold, time_folded
+from ..network import SpikingNetwork
+from ..utils.inputs import Inputs
 from .spikes import POOLS, SOURCES
 
-__all__ = ["LayerCost", "SpikeWalk"]
+__all__ = ["LayerCost", "SpikeWalk", "graph_of", "pool_units", "values_of"]
+
+
+@torch.no_grad()
+def values_of(snn: nn.Module, x: Inputs) -> dict[fx.Node, Any]:
+    """The values of a converted network's nodes for one step of an input; its state is reset."""
+    reset_net(snn)
+    gm = graph_of(snn)
+    fold = TimeFold(1, len(x))
+    try:
+        with time_folded(gm, fold) if isinstance(snn, SpikingNetwork) else nullcontext():
+            return record(gm, x.one_frame())
+    finally:
+        reset_net(snn)
+
+
+def graph_of(snn: nn.Module) -> fx.GraphModule:
+    """The graph of a converted network.
+
+    Raises:
+        TypeError: for other networks.
+    """
+    graph = snn.graph if isinstance(snn, SpikingNetwork) else snn
+    if not isinstance(graph, fx.GraphModule):
+        raise TypeError(f"operations are counted of converted networks only, got {type(snn).__name__}")
+    return graph
+
 
 _SCALERS = (ann2snn.modules.VoltageScaler, ann2snn.modules.ChannelVoltageScaler)
 
@@ -27,21 +58,20 @@ class LayerCost:
     """What one weighted layer has cost.
 
     Attributes:
-        synops: accumulations that spikes cause, over all samples and steps.
+        synops: operations that spikes cause, over all samples and steps.
         constant_macs: per sample, on an input that is the same at every step.
         varying_macs: per sample and step, on other values that are no spikes.
         ann_macs: per sample, in the ANN.
     """
 
-    synops: float = 0.0
+    synops: Tensor | float = 0.0
     constant_macs: float = 0.0
     varying_macs: float = 0.0
     ann_macs: float = 0.0
 
-    def per_sample(self, samples: int, time_steps: int) -> LayerOperations:
-        """Operations per sample over all T steps."""
-        macs = self.constant_macs + self.varying_macs * time_steps
-        return LayerOperations(self.synops / samples, macs, self.ann_macs)
+    def macs(self, time_steps: int) -> float:
+        """Multiply-accumulates per sample in T steps."""
+        return self.constant_macs + self.varying_macs * time_steps
 
 
 @dataclass
@@ -61,18 +91,21 @@ class SpikeWalk:
     Args:
         gm: the graph of a converted network.
         values: of all its nodes, for one input.
-        emitted: spikes of every layer that emits some ``[1, ...]``; of pooling, their weights.
+        emitted: events of every layer that emits some ``[1, ...]``.
         varying: the network's input changes from step to step.
+        thresholds: in place of those of the neurons.
     """
 
     def __init__(
         self,
         gm: fx.GraphModule,
-        values: dict[fx.Node, Any],
-        emitted: dict[str, Tensor],
+        values: Mapping[fx.Node, Any],
+        emitted: Mapping[str, Tensor],
         varying: bool = False,
+        thresholds: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.gm, self.values, self.emitted = gm, values, emitted
+        self.thresholds = thresholds or {}
         self.input = _VARYING if varying else _CONSTANT
         self.flow: dict[fx.Node, Any] = {}  # _Spikes, _CONSTANT, _VARYING; absent: no activation
         self.costs: dict[str, LayerCost] = {}
@@ -100,7 +133,7 @@ class SpikeWalk:
         if is_module(self.gm, node, POOLS):
             module = self.gm.get_submodule(name)
             unit = getattr(module, "pool", module)(source.unit)
-            return _Spikes(torch.where(unit > 0, self.emitted[name] / unit, 0.0), unit)
+            return _Spikes(self.emitted[name], unit)
         if is_module(self.gm, node, (RepeatOverTime, AffineScale, *BATCH_NORMS)):
             return source
         if is_module(self.gm, node, CountPool):
@@ -118,6 +151,7 @@ class SpikeWalk:
     def _from_source(self, name: str) -> _Spikes:
         count = self.emitted[name]
         theta = getattr(self.gm.get_submodule(name), "threshold", torch.ones(()))
+        theta = self.thresholds.get(name, theta)
         return _Spikes(count, per_channel(theta.to(count), count.dim()).expand_as(count))
 
     def _is_weighted(self, node: fx.Node) -> bool:
@@ -126,16 +160,16 @@ class SpikeWalk:
     def _count(self, node: fx.Node, source: Any) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
         cost = self.costs.setdefault(name, LayerCost())
-        macs = self._connections(node, None)
+        macs = self._connections(node, None).item()
         cost.ann_macs += macs
         if isinstance(source, _Spikes):
-            cost.synops += self._connections(node, source.count)
+            cost.synops = cost.synops + self._connections(node, source.count)
         elif source is _CONSTANT:
             cost.constant_macs += macs
         else:
             cost.varying_macs += macs
 
-    def _connections(self, node: fx.Node, count: Tensor | None) -> float:
+    def _connections(self, node: fx.Node, count: Tensor | None) -> Tensor:
         """Σ of count times fan-out: the layer's own output if every weight is one."""
         bias = _bias(node)
 
@@ -152,7 +186,7 @@ class SpikeWalk:
             layer: Any = self.gm.get_submodule(str(node.target))
             layer = getattr(layer, "geometry", layer)  # of integer weights
             return _sum_with_unit_weights(layer, ones(node.all_input_nodes[0]))
-        return evaluate_node(self.gm, node, ones).sum().item()
+        return evaluate_node(self.gm, node, ones).sum()
 
     def _elementwise(self, node: fx.Node) -> _Spikes:
         operands = [self.flow[n] for n in node.args if isinstance(n, fx.Node) and n in self.flow]
@@ -182,6 +216,30 @@ class SpikeWalk:
         return _Spikes(count, unit)
 
 
+@torch.no_grad()
+def pool_units(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[str, Tensor]:
+    """What a spike of each pooling layer weighs, where spikes reach it: ``[C]``, or by neuron.
+
+    Args:
+        gm: the graph of a converted network.
+        values: of all its nodes, for one input.
+    """
+    nodes = {str(n.target): n for n in gm.graph.nodes if is_module(gm, n, (*POOLS, *SOURCES))}
+    silent = {name: torch.zeros_like(values[node]).double() for name, node in nodes.items()}
+    walk = SpikeWalk(gm, values, silent)
+    walk.run()
+    flows = {name: walk.flow[node] for name, node in nodes.items() if is_module(gm, node, POOLS)}
+    return {name: _by_channel(flow.unit) for name, flow in flows.items() if isinstance(flow, _Spikes)}
+
+
+def _by_channel(unit: Tensor) -> Tensor:
+    """One value for each channel, if its neurons do not differ."""
+    rows = unit.movedim(1, 0).flatten(1)
+    most = rows.amax(1)
+    alike = ((rows == most.unsqueeze(1)) | (rows == 0)).all()
+    return most if bool(alike) else unit
+
+
 def _bias(node: fx.Node) -> Any:
     """The bias that a functional call of a weighted layer is given."""
     if not getattr(node.target, "__name__", "").startswith(("conv", "linear")):
@@ -189,16 +247,16 @@ def _bias(node: fx.Node) -> Any:
     return node.kwargs.get("bias", node.args[2] if len(node.args) > 2 else None)
 
 
-def _sum_with_unit_weights(layer: Any, x: Tensor) -> float:
+def _sum_with_unit_weights(layer: Any, x: Tensor) -> Tensor:
     """Σ of the output of a layer without bias whose weights are one: all its channels are alike."""
     if isinstance(layer, nn.Linear):
-        return x.sum().item() * layer.out_features
+        return x.sum() * layer.out_features
     groups = layer.groups
     one = {"weight": x.new_ones(groups, 1, *layer.kernel_size)}
     if layer.bias is not None:
         one["bias"] = x.new_zeros(groups)
     every = x.sum(1, keepdim=True).expand(-1, groups, *x.shape[2:])
-    total = torch.func.functional_call(layer, one, (every,)).sum().item()
+    total = torch.func.functional_call(layer, one, (every,)).sum()
     return total * layer.out_channels / groups**2
 
 

@@ -22,6 +22,7 @@ from ..utils.inference import evaluate
 from ..utils.inputs import Inputs, call
 from ..utils.loader import batches, check_loader
 from ..utils.outputs import tensors_of
+from .energy import EnergyPenalty
 from .epoch import Writer, step
 from .run import Run, started_from
 
@@ -105,6 +106,7 @@ def distil(
     lr: float = 3e-3,
     weight_lr: float = 1e-3,
     loss: str = "kl",
+    energy_budget: float | None = None,
     time_dim: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     writer: Writer | None = None,
@@ -136,6 +138,9 @@ def distil(
         weight_lr: of weights, relative to the size of those of their layer; 0 leaves them alone, and
             less than the default is safer with a few hundred images.
         loss: ``"kl"`` for class scores, ``"mse"`` for anything else, as for :func:`distillation_loss`.
+        energy_budget: what a sample may cost, as a share of the ANN's energy (bursts in unary, what is
+            taken back not counted); ``None`` for as much as the answers need. See
+            :class:`~sj_burst.training.energy.EnergyPenalty`.
         time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; the ANN
             answers to their mean frame.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
@@ -173,6 +178,8 @@ def distil(
     check_count(epochs=epochs)
     check_positive(lr=lr)
     check_range(0, math.inf, weight_lr=weight_lr)
+    if energy_budget is not None:
+        check_positive(energy_budget=energy_budget)
     if weight_lr and snn.options.weight_bits is not None:
         raise ValueError(
             f"weight_lr={weight_lr} would undo weight_bits={snn.options.weight_bits}; pass weight_lr=0"
@@ -180,21 +187,26 @@ def distil(
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps)
     student = _Student(snn, steps)
+    energy: EnergyPenalty | None = None
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
     count = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
     total = max(1, epochs * count)  # an empty loader is told of below
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
+    settings |= {} if energy_budget is None else {"energy_budget": energy_budget}
     run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
     for epoch in range(run.epoch + 1, epochs + 1):
         losses = []
         found = batches(loader, "loader", time_dim, steps)
         for x, _ in tqdm(found, f"distil {epoch}/{epochs}", disable=not progress, leave=False):
             x = x.to(snn.device)
+            if energy_budget is not None and energy is None:
+                energy = EnergyPenalty(snn, student.rates, x[:1], energy_budget, steps)
             answer = student.answer(x)
             with torch.no_grad():
                 wanted = evaluate(ann, x.picture())
-            losses.append(step(distillation_loss(answer, wanted, loss), optimizer))
+            distance = distillation_loss(answer, wanted, loss)
+            losses.append(step(distance if energy is None else distance + energy(), optimizer))
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)

@@ -4,6 +4,7 @@ from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 
 from sj_burst import BurstIFNode, SimulationResult, plot, report, simulate
+from sj_burst.simulation.operations import LayerOperations, Operations
 from tests.networks import vgg
 
 X = torch.randn(12, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -135,3 +136,27 @@ def test_membrane_trace_of_one_channel_of_a_leaky_neuron():
     node = BurstIFNode(1.0, 4, 0.5, negative_slope=slopes)
     _, ax = plot.membrane_trace(node, torch.tensor([-2.0, 1.0]), channel=1)
     assert [text.get_text() for text in ax.texts] == ["-2", "+1"]
+
+
+def at(accuracy, unary, binary, graded):
+    operations = Operations({"1": LayerOperations(unary, 0.0, 1e6, binary, graded)}, time_steps=1)
+    accuracies = torch.tensor([0.1, accuracy])
+    return SimulationResult(accuracies, None, torch.empty(0), {}, operations=operations)
+
+
+def test_energy_frontier_leaves_out_what_is_beaten():
+    results = {"a": [at(0.9, 4e6, 2e6, 1e6), at(0.7, 1e6, 5e5, 4e5), at(0.6, 2e6, 3e6, 5e5)]}
+    fig, ax = plot.accuracy_vs_energy(results, ann_accuracy=0.95)
+    points, best, star = ax.lines
+    assert points.get_xdata().tolist() == pytest.approx([0.9, 1.8, 3.6])  # 0.9 pJ each
+    assert best.get_xdata().tolist() == pytest.approx([0.9, 3.6])
+    assert best.get_ydata().tolist() == pytest.approx([70, 90], abs=1e-4)
+    assert star.get_xdata().tolist() == [4.6] and ax.get_xlabel().startswith("energy per image (µJ")
+    again, same = plot.accuracy_vs_energy(results, accounting="graded", ax=ax)
+    assert again is fig and same is ax
+    assert ax.lines[3].get_xdata().tolist() == pytest.approx([1.84, 2.3, 4.6])  # 4.6 pJ each
+    with pytest.raises(ValueError, match="accounting must be one of"):
+        plot.accuracy_vs_energy(results, accounting="ternary")
+    uncounted = SimulationResult(torch.tensor([0.5]), None, torch.empty(0), {})
+    with pytest.raises(ValueError, match="no operations"):
+        plot.accuracy_vs_energy({"a": [uncounted]})

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst import convert, recommend
+from sj_burst import convert, recommend, synops
 from sj_burst.analysis import recommend as recommend_module
-from sj_burst.analysis.recommend import SETTINGS
+from sj_burst.analysis.recommend import BUDGETS, SETTINGS
 from tests.networks import vgg
 
 X = torch.rand(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def test_settings_are_tried_in_order_within_the_budget(monkeypatch, conversions,
 class Wrong:
     """A simulation in which every answer is wrong."""
 
-    accuracy, total_spikes = torch.zeros(1), torch.zeros(1)
+    accuracy, total_spikes, operations = torch.zeros(1), torch.zeros(1), None
 
 
 def drops(monkeypatch, *values):
@@ -174,3 +174,54 @@ def test_only_classifiers():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0))
     with pytest.raises(ValueError, match="classifiers"):
         recommend(net, [torch.rand(8, 3)], progress=False)
+
+
+def fake(monkeypatch, drop_of):
+    """Conversions that tell their options, and lose what ``drop_of`` says."""
+
+    class Result:
+        total_spikes = torch.tensor([1.0])
+        operations = None
+
+        def __init__(self, drop):
+            self.accuracy = torch.tensor([1 - drop / 100])
+
+    monkeypatch.setattr(recommend_module, "convert", lambda ann, loader, options, **_: options)
+    monkeypatch.setattr(recommend_module, "_least_budget", lambda *_: 0.01)
+    monkeypatch.setattr(recommend_module, "simulate", lambda options, *_, **__: Result(drop_of(options)))
+
+
+def test_the_least_budget_that_any_setting_allows(monkeypatch):
+    def drop_of(options):
+        needed = {1: 0.4, 2: 0.2, 4: 0.1}[options.time_steps]
+        return 0.0 if options.energy_budget >= needed else 5.0
+
+    fake(monkeypatch, drop_of)
+    found = recommend(vgg(), [X], 1.0, 4, objective="energy", progress=False)
+    budgets = [(trial.time_steps, trial.energy_budget) for trial in found.trials]
+    ones = [(1, b) for b in BUDGETS if b <= 0.4]
+    assert budgets == [*ones, (2, 0.1), (2, 0.14), (2, 0.2), (4, 0.1)]
+    assert found.met and found.chosen is found.trials[-1]
+    assert found.options.threshold == "rate_distortion" and found.options.energy_budget == 0.1
+    assert str(found).count("recommended") == 1 and "budget" in str(found)
+
+
+def test_the_fewest_time_steps(monkeypatch):
+    fake(monkeypatch, lambda options: 0.0 if options.max_spikes * options.time_steps >= 30 else 5.0)
+    found = recommend(vgg(), [X], 1.0, objective="time_steps", progress=False)
+    assert (found.chosen.time_steps, found.chosen.max_spikes) == (2, 15)
+    assert tried(found) == sorted(tried(found))
+
+
+def test_energy_is_measured(convert):
+    found = recommend(vgg(), [X], 100.0, 2, objective="energy", **FAST)
+    first = next(b for b in BUDGETS if b > 0.539)  # what the first layer costs
+    assert found.trials[0].energy_budget == first and found.trials[0].energy is not None
+    snn = convert(vgg(), [X[:30]], found.options)
+    operations = synops(snn, [X[30:]], found.options.time_steps)
+    assert found.trials[0].energy == pytest.approx(operations.energy / operations.ann_energy)
+    for options in ({"threshold": "max"}, {"energy_budget": 0.3}):
+        with pytest.raises(ValueError, match="leave it out"):
+            recommend(vgg(), [X], objective="energy", **options)
+    with pytest.raises(ValueError, match="objective must be one of"):
+        recommend(vgg(), [X], objective="joules")

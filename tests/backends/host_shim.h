@@ -25,6 +25,8 @@ extern "C" void set_thread(long long block, long long thread, long long blocks, 
 
 static inline void __syncthreads() {}
 
+static inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
+
 template <typename T>
 static T __shfl_down_sync(unsigned int, T, int) { return 0; }
 

@@ -28,7 +28,7 @@ def library(kernel: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     stem = "-".join([kernel, *(f"{name}{value}" for name, value in macros)])
     source = (Path(__file__).parent / "host_shim.h").read_text() + kernel_source(kernel)
     if dict(macros).get("COUNT"):
-        source += f"\nPartial block_tally[{MAX_COUNTED_STEPS}];\n"
+        source += f"\nPartial block_tally[{2 * MAX_COUNTED_STEPS}];\n"
     (folder / f"{stem}.cpp").write_text(source)
     defined = [f"-D{name}={value}" for name, value in macros]
     options = [

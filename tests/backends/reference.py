@@ -93,6 +93,12 @@ def bursts_of(case: Case, y_seq: Tensor) -> Tensor:
     return torch.stack(totals).diff(dim=0).abs()
 
 
+def bits_of(bursts: Tensor) -> Tensor:
+    """How many ones every number has in binary."""
+    ones = [bin(int(n)).count("1") for n in bursts.flatten().tolist()]
+    return torch.tensor(ones, dtype=bursts.dtype).view_as(bursts)
+
+
 def spikes_of(case: Case, y_seq: Tensor) -> Tensor:
     return bursts_of(case, y_seq).flatten(1).sum(1).long()
 
@@ -111,8 +117,12 @@ def assert_burst_equal(case: Case, got: BurstResult) -> None:
     if got.counts is not None:
         assert torch.equal(got.counts.per_step.cpu().long(), spikes_of(case, y_seq)), "spikes per step"
         if got.counts.per_neuron is not None:
-            bursts = bursts_of(case, y_seq).sum(0)
-            assert torch.equal(got.counts.per_neuron.cpu(), bursts), "spikes per neuron"
+            bursts = bursts_of(case, y_seq)
+            events = torch.stack([bursts, bits_of(bursts), (bursts > 0).to(bursts.dtype)]).sum(1)
+            assert torch.equal(got.counts.per_neuron.cpu(), events), "events per neuron"
+        if got.counts.net is not None:
+            net = (y_seq / case.threshold).round().flatten(1).sum(1)
+            assert torch.equal(got.counts.net.cpu().long(), net.long()), "net spikes per step"
 
 
 POOLS: list[nn.Module] = [

@@ -12,6 +12,7 @@ from reference import (
     LAYOUTS,
     POOLS,
     assert_burst_equal,
+    bits_of,
     burst_cases,
     make_input,
     pool_shape,
@@ -59,7 +60,8 @@ def test_many_blocks_and_threads(monkeypatch):
             assert torch.equal(got.y_seq, y_seq) and torch.equal(got.v, v_after)
             bursts = (y_seq / threshold).round()
             assert torch.equal(got.counts.per_step, bursts.flatten(1).sum(1).long())
-            assert torch.equal(got.counts.per_neuron, bursts.sum(0))
+            events = torch.stack([bursts, bits_of(bursts), (bursts > 0).float()]).sum(1)
+            assert torch.equal(got.counts.per_neuron, events)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=repr)

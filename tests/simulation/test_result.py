@@ -2,10 +2,33 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst import SimulationResult, simulate
+from sj_burst import SimulationResult, report, simulate
 from tests.networks import vgg
 
 X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_churn_is_what_single_spikes_add_up_to(convert):
+    snn = convert(vgg(), [X], calibration="none", threshold="60%", max_spikes=5)
+    sent, kept = {}, {}
+    for name, node in snn.neurons().items():
+
+        def add(node, _, y, name=name):
+            if node.time_fold.batch > 1:  # one sample shows the shapes
+                theta = node.threshold.view(-1, *[1] * (y.dim() - 2))
+                for n in (y / theta).round().flatten().tolist():
+                    sent[name] = sent.get(name, 0) + abs(n)
+                    kept[name] = kept.get(name, 0) + n
+
+        node.register_forward_hook(add)
+    result = simulate(snn, [X], 6, chunk=4, progress=False)
+    assert result.churn == pytest.approx({name: 1 - kept[name] / sent[name] for name in sent}, abs=1e-6)
+    assert max(result.churn.values()) > 0.01
+    layers = report(snn, vgg(), [X], 6).layers
+    found = {layer.name: layer.churn for layer in layers if layer.churn is not None}
+    assert found == pytest.approx(result.churn, abs=1e-6)
+    allowed = convert(vgg(), [X], calibration="none", inactivated_spikes="allow")
+    assert set(simulate(allowed, [X], 6, progress=False).churn.values()) == {0.0}
 
 
 def test_a_result_prints_a_short_table(convert):
@@ -24,7 +47,10 @@ def test_a_result_prints_a_short_table(convert):
         ("spikes so far", result.total_spikes),
     ):
         assert [float(v) for v in table[name]] == pytest.approx(values[shown].tolist(), abs=0.06)
-    assert rows[4] == str(result.operations) and len(rows) == 5
+    sent = sum(spikes.sum() for spikes in result.spikes.values())
+    kept = sum(net.sum() for net in result.net_spikes.values())
+    assert rows[4].startswith(f"churn: {100 * (1 - kept / sent):.1f} %")
+    assert rows[5] == str(result.operations) and len(rows) == 6
     early = simulate(snn, [X], 11, early_exit=0.0, progress=False)
     assert early.average_steps == 1
     assert f"average steps: {early.average_steps:.2f}" in str(early)

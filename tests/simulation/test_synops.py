@@ -57,6 +57,12 @@ def transposed_fanout(conv, i, j, size):
     return hits * conv.out_channels // conv.groups
 
 
+def events_of(n, accounting):
+    """How many events a burst is, one by one."""
+    ones = {"unary": int, "binary": lambda k: bin(int(k)).count("1"), "graded": bool}[accounting]
+    return torch.tensor([float(ones(k)) for k in n.flatten().tolist()]).view_as(n)
+
+
 def brute_force(train, conv, fanout):
     """Python loops over every neuron's spikes."""
     counts = train.sum((0, 1))
@@ -116,14 +122,27 @@ def test_synops_equal_a_brute_force_count(convert, signed, channel_wise):
         ("3", "4", conv_fanout),
         ("5", "6", transposed_fanout),
     ):
-        expected = brute_force(trains[source], net[int(layer)], fanout)
-        assert expected > 0
-        assert counted.layers[layer].synops == pytest.approx(expected, rel=1e-9)
+        found = counted.layers[layer]
+        for accounting, value in (
+            ("unary", found.synops),
+            ("binary", found.binary_synops),
+            ("graded", found.graded_synops),
+        ):
+            expected = brute_force(events_of(trains[source], accounting), net[int(layer)], fanout)
+            assert expected > 0
+            assert value == pytest.approx(expected, rel=1e-9), accounting
+        assert found.graded_synops < found.binary_synops < found.synops
         assert counted.layers[layer].macs == 0
     assert counted.layers["9"].synops == pytest.approx(trains["7"].sum().item() / 6 * 3)
     first = sum(conv_fanout(net[0], i, j, 7) for i in range(7) for j in range(7)) * 2
     assert counted.layers["0"].macs == counted.layers["0"].ann_macs == first
     assert counted.layers["9"].ann_macs == 128 * 3
+    macs = 4.6 * counted.macs
+    assert counted.energies["unary"] == counted.energy == pytest.approx(0.9 * counted.synops + macs)
+    assert counted.energies["binary"] == pytest.approx(0.9 * counted.binary_synops + macs)
+    assert counted.energies["graded"] == pytest.approx(4.6 * counted.graded_synops + macs)
+    simulated = simulate(snn, [x], 5, progress=False).operations
+    assert simulated.energies == pytest.approx(counted.energies)
 
 
 class Mixed(nn.Module):
@@ -166,14 +185,20 @@ def test_max_pooling_passes_what_it_emits(convert, rule):
     theta = snn.neurons()["1"].threshold
     emitted = []
     snn.graph.get_submodule("2").register_forward_hook(
-        lambda _, __, y: emitted.append((y / theta).round().abs().sum().item())
+        lambda _, __, y: emitted.append((y / theta).round().abs())
     )
     with torch.no_grad():
         for _ in range(5):
             snn(x)
-    total = sum(emitted) / 8
-    assert total > 0
-    assert counted.layers["3"].synops == pytest.approx(total * 5, rel=1e-4)
+    found = counted.layers["3"]
+    for accounting, value in (
+        ("unary", found.synops),
+        ("binary", found.binary_synops),
+        ("graded", found.graded_synops),
+    ):
+        total = events_of(torch.stack(emitted), accounting).sum().item() / 8
+        assert total > 0
+        assert value == pytest.approx(total * 5, rel=1e-4), accounting
 
 
 @pytest.mark.parametrize(

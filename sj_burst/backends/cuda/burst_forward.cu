@@ -6,7 +6,7 @@
 //   SHIFT     1 if a constant current is added at every step
 //   SIGNED    1 if negative spikes may take back spikes sent before
 //   LEAKY     1 if the total of spikes may be negative, and weighs `slope` there; wants SIGNED
-//   COUNT     1 to count the spikes of every step, and with LEAKY also those of every neuron
+//   COUNT     1 to count the spikes of every step, and the events of every neuron
 //   SAVE      1 to keep the membrane potential before the spikes of every step, for the gradient
 
 typedef unsigned long long Tally;  // spikes of a step
@@ -54,7 +54,10 @@ __device__ inline void spread(const Parameter& parameter, Index first, State (&f
 struct Neuron {
     State v, sent, theta, shift;
 #if LEAKY
-    State below, fired;  // what a unit of the total weighs below zero; spikes of all steps
+    State below;  // what a unit of the total weighs below zero
+#endif
+#if COUNT
+    State fired[3];  // events of all steps, by each accounting
 #endif
 };
 
@@ -93,11 +96,12 @@ __device__ inline State step(Neuron& neuron, State z, State most, State* membran
 }
 
 #if COUNT
-// Spikes of every step, summed over a block in shared memory before they reach global memory.
+// Spikes of every step, and after them those of every step that are negative, summed over a block in
+// shared memory before they reach global memory.
 extern __shared__ Partial block_tally[];
 
 __device__ inline void clear_tally(Index steps) {
-    for (Index t = threadIdx.x; t < steps; t += blockDim.x) block_tally[t] = 0;
+    for (Index t = threadIdx.x; t < 2 * steps; t += blockDim.x) block_tally[t] = 0;
     __syncthreads();
 }
 
@@ -111,7 +115,7 @@ __device__ inline void add_to_tally(Index t, Partial spikes) {
 
 __device__ inline void flush_tally(Index steps, Tally* counts) {
     __syncthreads();
-    for (Index t = threadIdx.x; t < steps; t += blockDim.x) {
+    for (Index t = threadIdx.x; t < 2 * steps; t += blockDim.x) {
         if (block_tally[t]) atomicAdd(counts + t, (Tally)block_tally[t]);
     }
 }
@@ -164,13 +168,15 @@ extern "C" __global__ void burst_forward(
 #endif
 #if LEAKY
                 neuron[j].below = below[j] * threshold[j];
-                neuron[j].fired = 0;
+#endif
+#if COUNT
+                for (int k = 0; k < 3; ++k) neuron[j].fired[k] = 0;
 #endif
             }
             in = load_pack(z + first);
         }
         for (Index t = 0; t < steps; ++t) {
-            Partial spikes = 0;
+            Partial spikes = 0, back = 0;
             if (active) {
                 // The next input is under way while this one is computed.
                 const bool same = z_stride == 0 || t + 1 == steps;
@@ -181,9 +187,13 @@ extern "C" __global__ void burst_forward(
                     State n;
                     store(&out.item[j], step(neuron[j], load(in.item[j]), (State)most,
                                              &before.item[j], &n));
-                    spikes += (Partial)(n < 0 ? -n : n);
-#if LEAKY
-                    neuron[j].fired += n < 0 ? -n : n;
+                    const Partial size = (Partial)(n < 0 ? -n : n);
+                    spikes += size;
+                    back += n < 0 ? size : 0;
+#if COUNT
+                    neuron[j].fired[0] += (State)size;
+                    neuron[j].fired[1] += (State)__popc(size);
+                    neuron[j].fired[2] += (State)(size > 0);
 #endif
                 }
                 in = next;
@@ -194,6 +204,9 @@ extern "C" __global__ void burst_forward(
             }
 #if COUNT
             add_to_tally(t, spikes);
+#if SIGNED
+            add_to_tally(steps + t, back);
+#endif
 #endif
         }
         if (active) {
@@ -206,9 +219,11 @@ extern "C" __global__ void burst_forward(
 #if SIGNED
             store_pack(sent_out + first, total);
 #endif
-#if LEAKY && COUNT
-            for (int j = 0; j < WIDTH; ++j) total.item[j] = neuron[j].fired;
-            store_pack(fired + first, total);
+#if COUNT
+            for (int k = 0; k < 3; ++k) {
+                for (int j = 0; j < WIDTH; ++j) total.item[j] = neuron[j].fired[k];
+                store_pack(fired + k * neurons + first, total);
+            }
 #endif
         }
     }

@@ -25,7 +25,7 @@ from ..layout import (
     restore,
     state_dtype,
 )
-from ..result import BurstResult, SpikeCounts
+from ..result import ACCOUNTINGS, BurstResult, SpikeCounts
 from .launch import launch_kernel
 
 __all__ = ["STORAGE", "burst_multi_step", "counts_spikes", "li_pool_multi_step", "surrogate_code"]
@@ -74,7 +74,8 @@ def _state(z: Tensor, wanted: bool = True, steps: int | None = None) -> Tensor:
 
 
 def _counts(z: Tensor, count: bool) -> Tensor:
-    return z.new_zeros(z.shape[0] if count else 0, dtype=torch.int64)
+    """Room for the spikes of every step, and for those that are negative."""
+    return z.new_zeros(2, z.shape[0] if count else 0, dtype=torch.int64)
 
 
 @torch.library.custom_op("sj_burst::burst", mutates_args=())
@@ -91,30 +92,27 @@ def _burst(
     surrogate: int,
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Burst neurons ``z [T, M]`` -> y, v, sent, spikes per step and neuron, membrane before the spikes.
-
-    Spikes per neuron are counted with a ``slope`` only.
-    """
+    """Burst neurons ``z [T, M]`` -> y, v, sent, spikes by step, by neuron, membrane before them."""
     steps, neurons = z.shape
     save = surrogate >= 0
     y, v_out = z.new_empty(z.shape), _state(z)
     sent_out, counts = _state(z, sent is not None), _counts(z, count)
     membrane = _state(z, save, steps)
     leaky, width = slope is not None, _width(z)
-    fired = _state(z, leaky and count)
+    fired = _state(z, count, len(ACCOUNTINGS))
     flags = {"SHIFT": shift is not None, "SIGNED": sent is not None, "COUNT": count, "SAVE": save}
     flags["LEAKY"] = leaky
     macros = {"STORAGE": STORAGE[z.dtype], "WIDTH": width} | {k: int(v) for k, v in flags.items()}
     args: list[Any] = [z, z.stride(0), steps, neurons, max_spikes]
     args += [*_parameter(v, inner[0]), *_parameter(threshold, inner[1]), *_parameter(shift, inner[2])]
     args += [*_parameter(slope, inner[3]), sent, y, v_out, sent_out, counts, fired, membrane]
-    launch_kernel("burst_forward", macros, neurons // width, args, z.device, shared=4 * len(counts))
+    launch_kernel("burst_forward", macros, neurons // width, args, z.device, shared=4 * counts.numel())
     return y, v_out, sent_out, counts, fired, membrane
 
 
 @_burst.register_fake
 def _(z, v, threshold, shift, sent, slope, inner, max_spikes, count, surrogate, alpha):  # type: ignore[no-untyped-def]
-    counts, fired = _counts(z, count), _state(z, slope is not None and count)
+    counts, fired = _counts(z, count), _state(z, count, len(ACCOUNTINGS))
     membrane = _state(z, surrogate >= 0, z.shape[0])
     return z.new_empty(z.shape), _state(z), _state(z, sent is not None), counts, fired, membrane
 
@@ -267,8 +265,8 @@ def burst_multi_step(
         count: whether to count spikes while they are emitted (not where a gradient is needed).
 
     Returns:
-        Outputs in the type of ``z_seq``, state in its own type, and the number of spikes of every step
-        if asked for; with a slope also of every neuron.
+        Outputs in the type of ``z_seq``, state in its own type, and the spikes of every step and the
+        events of every neuron if asked for.
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
@@ -298,8 +296,13 @@ def burst_multi_step(
         restore(y, shape, order),
         restore(v_out, shape, order),
         None if sent is None else restore(sent_out, shape, order),
-        SpikeCounts(counts, None if slope is None else restore(fired, shape, order)) if count else None,
+        _spikes(counts, restore(fired, shape, order), slope is not None) if count else None,
     )
+
+
+def _spikes(counts: Tensor, per_neuron: Tensor, leaky: bool) -> SpikeCounts:
+    per_step, negative = counts
+    return SpikeCounts(per_step, per_neuron, None if leaky else per_step - 2 * negative)
 
 
 def li_pool_multi_step(

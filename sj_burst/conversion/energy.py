@@ -1,0 +1,178 @@
+"""Thresholds that spend a budget of energy where it matters most."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..graph.trace import is_module
+from ..modules.neuron import neurons
+from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
+from ..network import SpikingNetwork
+from ..rules.rate_distortion import allocate, candidates
+from ..rules.statistics import ActivationStatistics
+from ..rules.transfer import Transfer
+from ..simulation.fan_out import fan_out
+from ..simulation.operations import AC_PICOJOULES, MAC_PICOJOULES
+from ..simulation.synops import synops
+from ..simulation.walk import SpikeWalk, values_of
+from ..utils.inputs import Inputs
+from .sensitivity import Sensitivity
+
+__all__ = ["ThresholdBudget"]
+
+_CLOSE = 0.03  # of the budget, within which what was measured is close enough
+
+
+class ThresholdBudget:
+    """Thresholds of a converted network by rate and distortion, for a budget of energy.
+
+    Args:
+        snn: the network, before its layers are calibrated; its thresholds are set.
+        x: one sample, for the shapes.
+        statistics: of the activations, by name.
+        sensitivity: of the same.
+        transfers: T, Γ and v0 of the neurons, by name.
+        budget: what a sample may cost, as a share of the ANN's energy.
+
+    Raises:
+        ValueError: if what no spike reaches costs more than the budget.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        x: Inputs,
+        statistics: Mapping[str, ActivationStatistics],
+        sensitivity: Sensitivity,
+        transfers: Mapping[str, Transfer],
+        budget: float,
+    ) -> None:
+        self.time_steps = snn.options.time_steps
+        found = fan_out(snn, x)
+        costs = spike_costs(snn.graph, x, found.spikes, sensitivity.size)
+        self.layers = {
+            name: candidates(
+                one,
+                transfers[name],
+                neurons(snn.graph)[name].threshold.detach(),
+                _samples(one, sensitivity.size[name]),
+                sensitivity.weight[name],
+                _mean_fan_out(costs[name], sensitivity.size[name], one.channel_wise),
+            )
+            for name, one in statistics.items()
+        }
+        macs = found.macs + found.varying_macs * self.time_steps
+        self.fixed, self.ann = MAC_PICOJOULES * macs, MAC_PICOJOULES * found.ann_macs
+        if budget * self.ann <= self.fixed:
+            raise ValueError(
+                f"energy_budget={budget}: the layers that no spike reaches cost "
+                f"{self.fixed / self.ann:.3f} of the ANN's energy in {self.time_steps} steps; allow more"
+            )
+        self.budget = (budget * self.ann - self.fixed) / AC_PICOJOULES
+        self.target = self.budget
+        self.tried: list[_Tried] = []
+
+    def spend(self, snn: SpikingNetwork) -> None:
+        """Give a network the thresholds that are predicted to cause ``target`` operations."""
+        chosen, _ = allocate(self.layers, self.target)
+        for name, node in snn.neurons().items():
+            theta, node.max_spikes = chosen[name]
+            theta = theta.to(node.threshold).view_as(node.threshold)
+            ratio = theta / node.threshold
+            node.threshold, node.v_init = theta, node.v_init * ratio
+            if node.shift is not None:
+                node.shift = node.shift * ratio
+
+    def correct(self, snn: SpikingNetwork, batches: Iterable[Any]) -> bool:
+        """Aim better by what images cost; returns whether the last aim was good.
+
+        Args:
+            snn: a network with the thresholds of the last :meth:`spend`.
+            batches: of images.
+        """
+        measured = max(synops(snn, batches, self.time_steps).synops, 1e-30)
+        self.tried.append(_Tried(self.target, measured))
+        self.target *= self.budget / measured
+        return abs(measured / self.budget - 1) <= _CLOSE
+
+    def forget(self) -> None:
+        """What was measured is of another network than what will be."""
+        self.tried.clear()
+
+    def settle(self) -> None:
+        """Aim as was best: the most within the budget, else the least."""
+        within = [tried for tried in self.tried if tried.measured <= (1 + _CLOSE) * self.budget]
+        best = max(within, key=_measured) if within else min(self.tried, key=_measured)
+        self.target = best.target
+
+
+class _Tried(NamedTuple):
+    """Operations that were aimed at, and what they came to."""
+
+    target: float
+    measured: float
+
+
+def _measured(tried: _Tried) -> float:
+    return tried.measured
+
+
+def spike_costs(
+    gm: fx.GraphModule, x: Inputs, fans: Mapping[str, Tensor], size: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Operations per sample and channel of every neuron, if each unit of activation is a spike ``[C]``.
+
+    Those of max-pooling are counted where its spikes come from: with what its output weighs, 1/θ times
+    its size is the number of its spikes, whose derivative tells the neurons that share in it.
+
+    Args:
+        gm: a converted graph.
+        x: one sample, for the shapes.
+        fans: operations that a spike causes; see :class:`~sj_burst.simulation.fan_out.FanOut`.
+        size: mean activations.
+    """
+    values = values_of(gm, x)
+    costs = {name: _by_channel(fans[name] * size[name]) for name in neurons(gm)}
+    pools = {
+        str(node.target): node
+        for node in gm.graph.nodes
+        if is_module(gm, node, (LIPool, GatedPool, *MAX_POOLS)) and str(node.target) in size
+    }
+    thresholds = {
+        name: torch.ones(len(cost), dtype=torch.float64, device=cost.device, requires_grad=True)
+        for name, cost in costs.items()
+    }
+    emitted = {name: torch.zeros_like(fan) for name, fan in fans.items()}
+    with torch.enable_grad():
+        walk = SpikeWalk(gm, values, emitted, x.sequence, thresholds)
+        walk.run()
+        total = torch.zeros((), dtype=torch.float64)
+        for name, node in pools.items():
+            unit = getattr(walk.flow[node], "unit", None)
+            if unit is not None:
+                total = total + (fans[name] * size[name] / unit.clamp_min(1e-30)).sum()
+    if not total.requires_grad:
+        return costs
+    shares = torch.autograd.grad(total, list(thresholds.values()), allow_unused=True)
+    pairs = zip(costs, shares, strict=True)
+    return {name: costs[name] if share is None else costs[name] - share for name, share in pairs}
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    return x.movedim(1, 0).flatten(1).sum(1)
+
+
+def _mean_fan_out(cost: Tensor, size: Tensor, channel_wise: bool) -> Tensor:
+    """Operations that a spike of a channel causes on average, or one of the layer."""
+    total = _by_channel(size)
+    if not channel_wise:
+        cost, total = cost.sum().view(1), total.sum().view(1)
+    return cost / total.clamp_min(1e-30)
+
+
+def _samples(statistics: ActivationStatistics, size: Tensor) -> float:
+    """How many images the statistics of a layer are of."""
+    positions = size.numel() if not statistics.channel_wise else size.numel() / size.shape[1]
+    return statistics.samples / positions

@@ -1,0 +1,155 @@
+"""Thresholds by rate and distortion: spikes are spent where they matter for the answer."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .statistics import ActivationStatistics
+from .transfer import Transfer
+
+__all__ = ["Candidates", "allocate", "candidates"]
+
+_CANDIDATES = 96  # thresholds that a channel may get, in steps of a few percent
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Thresholds that the channels of a layer may get, with what each costs and loses per sample.
+
+    Attributes:
+        threshold: ``[K, C]``; those that the layer has come first.
+        max_spikes: Γ that goes with each ``[K]``; all channels have to take the same.
+        cost: operations that the spikes of all steps cause ``[K, C]``.
+        loss: how much the errors of the activations change the answer ``[K, C]``.
+    """
+
+    threshold: Tensor
+    max_spikes: list[float]
+    cost: Tensor
+    loss: Tensor
+
+    def best(self, price: float) -> Tensor:
+        """Which has the least loss + price · cost, by channel ``[1, C]``."""
+        total = self.loss + price * self.cost
+        found = []
+        for most in sorted(set(self.max_spikes)):
+            rows = torch.tensor([k for k, gamma in enumerate(self.max_spikes) if gamma == most])
+            least, row = total[rows.to(total.device)].min(0, keepdim=True)
+            found.append((least.sum().item(), rows.to(total.device)[row]))
+        return min(found, key=lambda pair: pair[0])[1]
+
+
+def candidates(
+    statistics: ActivationStatistics,
+    transfer: Transfer,
+    threshold: Tensor,
+    samples: float,
+    weight: Tensor,
+    fan_out: Tensor,
+) -> Candidates:
+    r"""What the thresholds of a layer would cost and lose, from the histogram of its activations.
+
+    For an activation a the neuron sends :math:`\phi(a)\,T/\theta` spikes, and errs by φ(a) − a:
+
+    .. math::
+        R_c(\theta) = F_c \frac{T}{\theta} \sum_i \phi(a_i), \qquad
+        D_c(\theta) = \frac{g_c}{2} \sum_i (\phi(a_i) - a_i)^2
+
+    summed over the positions of a sample. Where levels are fine, R ≈ F Σa/δ and D ≈ g n δ²/24 with the
+    level δ = θ/T and n active positions, and the least D + λR is at :math:`\delta \propto
+    (\lambda F \sum a / g n)^{1/3}`; this also knows what coarse levels, and the ceiling Γθ, do. An
+    activation with a bound keeps θ ≤ bound/Γ', with a Γ' ≤ Γ for the layer.
+
+    Args:
+        statistics: of the layer's activations.
+        transfer: T, Γ and v0 that will run.
+        threshold: θ that the layer has.
+        samples: how many images the statistics are of.
+        weight: g, mean of :math:`(\partial \ell/\partial a)^2` at active positions ``[C]``.
+        fan_out: F, operations that a spike causes, on average ``[C]``.
+
+    Source: derived here.
+    """
+    rows = [(threshold.double().expand_as(statistics.maximum), transfer)]
+    for most in (
+        _halved(transfer.max_spikes) if math.isfinite(statistics.upper) else [transfer.max_spikes]
+    ):
+        coarser = dataclasses.replace(transfer, max_spikes=most)
+        rows += [(theta, coarser) for theta in _tried(statistics, coarser)]
+    found = [_spikes_and_error(statistics, one, theta) for theta, one in rows]
+    spikes, errors = (torch.stack(part) / samples for part in zip(*found, strict=True))
+    thresholds = torch.stack([theta for theta, _ in rows])
+    return Candidates(
+        thresholds, [one.max_spikes for _, one in rows], fan_out * spikes, weight / 2 * errors
+    )
+
+
+def _halved(max_spikes: float) -> list[int]:
+    """Γ, and its halves down to one.
+
+    Example:
+        >>> _halved(15)
+        [15, 7, 3, 1]
+    """
+    found = [int(max_spikes)]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _tried(statistics: ActivationStatistics, transfer: Transfer) -> list[Tensor]:
+    """Thresholds ``[C]``, in steps of a few percent, no larger than an upper bound allows.
+
+    From a fiftieth of what Γ spikes can reach, to where the largest activation causes no spike.
+    """
+    first, last = math.log(0.02 / transfer.max_spikes), math.log(2.2 * transfer.time_steps)
+    fractions = torch.linspace(first, last, _CANDIDATES, dtype=torch.float64).exp().tolist()
+    largest = torch.where(statistics.maximum > 0, statistics.maximum.double(), 1.0)
+    bound = torch.full_like(largest, statistics.upper / transfer.max_spikes)
+    thresholds = [torch.minimum(fraction * largest, bound) for fraction in fractions]
+    # Beyond the bound all rows are alike.
+    return [theta for i, theta in enumerate(thresholds) if i == 0 or (thresholds[i - 1] < bound).any()]
+
+
+def _spikes_and_error(
+    statistics: ActivationStatistics, transfer: Transfer, theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Spikes of all activations seen in T steps, and the squared error of what they stand for."""
+    a, count = statistics.centres.double(), statistics.histogram
+    phi = transfer(a, theta.unsqueeze(1))
+    spikes = transfer.time_steps / theta * (phi * count).sum(1)
+    return spikes, ((phi - a).square() * count).sum(1)
+
+
+def allocate(
+    layers: Mapping[str, Candidates], cost: float
+) -> tuple[dict[str, tuple[Tensor, float]], float]:
+    """The thresholds of all layers with the least loss for a cost, by bisection on its price.
+
+    Args:
+        layers: what each may choose from.
+        cost: operations per sample that may be spent; the finest thresholds are taken if they cost less.
+
+    Returns:
+        Thresholds ``[C]`` and Γ of every layer, and what they cost.
+    """
+
+    def spent(price: float) -> float:
+        found = ((layer.cost, layer.best(price)) for layer in layers.values())
+        return sum(costs.gather(0, best).sum().item() for costs, best in found)
+
+    low, high = -80.0, 80.0  # logarithms of the price
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(math.exp(middle)) > cost else (low, middle)
+    price = math.exp(high)
+    chosen = {}
+    for name, layer in layers.items():
+        best = layer.best(price)
+        most = layer.max_spikes[int(best[0, 0])]  # the same for all channels
+        chosen[name] = (layer.threshold.gather(0, best)[0], most)
+    return chosen, spent(price)

@@ -1,0 +1,80 @@
+"""What one spike of every neuron costs, and what the layers cost that no spike reaches."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.trace import is_module
+from ..utils.inputs import Inputs
+from .spikes import POOLS, SOURCES
+from .walk import SpikeWalk, graph_of, pool_units, values_of
+
+__all__ = ["FanOut", "fan_out"]
+
+
+class FanOut(NamedTuple):
+    """What the spikes of a converted network cost; see :func:`sj_burst.synops` for the conventions.
+
+    Attributes:
+        spikes: accumulations that one spike causes ``[1, ...]``, of every layer that emits some.
+        macs: multiply-accumulates per sample on values that are no spikes, in a held input's T steps.
+        varying_macs: the same of every step.
+        ann_macs: multiply-accumulates per sample of the ANN.
+        pool_units: what a spike of each pooling layer weighs; see
+            :func:`~sj_burst.simulation.walk.pool_units`.
+    """
+
+    spikes: dict[str, Tensor]
+    macs: float
+    varying_macs: float
+    ann_macs: float
+    pool_units: dict[str, Tensor]
+
+
+def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
+    """Count the operations of a single spike, everywhere at once.
+
+    Operations are linear in the spikes, so the gradient is the fan-out.
+
+    Args:
+        snn: a converted network, or its graph; its state is reset.
+        x: of one sample, for the shapes.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
+        >>> found = fan_out(snn, Inputs(torch.rand(1, 3)))
+        >>> found.spikes["1"].tolist(), found.macs, found.ann_macs
+        ([[2.0, 2.0, 2.0, 2.0]], 12.0, 20.0)
+    """
+    gm = graph_of(snn)
+    values = values_of(snn, x)
+    emitted = {
+        str(node.target): torch.ones_like(values[node], dtype=torch.float64, requires_grad=True)
+        for node in gm.graph.nodes
+        if is_module(gm, node, (*SOURCES, *POOLS))
+    }
+    with torch.enable_grad():
+        costs = SpikeWalk(gm, values, emitted, x.sequence).run().values()
+        total = sum((torch.as_tensor(cost.synops) for cost in costs), torch.zeros(()))
+    return FanOut(
+        _gradients(total, emitted),
+        sum(cost.constant_macs for cost in costs),
+        sum(cost.varying_macs for cost in costs),
+        sum(cost.ann_macs for cost in costs),
+        pool_units(gm, values),
+    )
+
+
+def _gradients(total: Tensor, emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    leaves: Any = list(emitted.values())
+    if not total.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in emitted.items()}
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(emitted.items(), found, strict=True)
+    }

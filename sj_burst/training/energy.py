@@ -1,0 +1,91 @@
+"""A price on spikes, which rises until a network keeps to its budget of energy."""
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..functional import per_channel
+from ..modules.rate import RateNeuron
+from ..network import SpikingNetwork
+from ..simulation.fan_out import fan_out
+from ..simulation.operations import AC_PICOJOULES, MAC_PICOJOULES
+from ..utils.inputs import Inputs
+
+__all__ = ["EnergyPenalty"]
+
+_FIRST_PRICE = 0.02  # in units of the loss, for the whole budget
+_LEAST_PRICE, _MOST_PRICE = 1e-4, 10.0
+_GAIN = 0.1  # how fast the price follows what is spent
+_MARGIN = 0.97  # of the budget that is aimed at: images differ
+
+
+class EnergyPenalty:
+    r"""What the spikes of a batch cost, times a price that follows the budget.
+
+    .. math::
+        \lambda \frac{E}{B}, \quad E = \frac1N \sum_{n, i} F_i\, |n_i|, \quad
+        \lambda \leftarrow \lambda \Big(\frac{E}{B}\Big)^{0.1}
+
+    with the net spikes :math:`n_i` of neuron i in all steps, whose gradients pass the floor, its fan-out
+    F, and what the budget leaves for spikes B. Call it after a forward pass of ``rates``.
+
+    Args:
+        snn: a converted network; its state is reset.
+        rates: the same as functions of rates, whose gradients are wanted.
+        x: one sample, for the shapes.
+        budget: what a sample may cost, as a share of the ANN's energy.
+        time_steps: T.
+
+    Raises:
+        ValueError: if what no spike reaches costs more than the budget.
+
+    Source: derived here; a price of activations as in L1 regularisation, with that of each neuron.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingNetwork,
+        rates: fx.GraphModule,
+        x: Inputs,
+        budget: float,
+        time_steps: int,
+    ) -> None:
+        self.time_steps, self.price = time_steps, _FIRST_PRICE
+        found = fan_out(snn, x)
+        fixed = found.macs + found.varying_macs * time_steps
+        self.budget = (budget * found.ann_macs - fixed) * MAC_PICOJOULES / AC_PICOJOULES * _MARGIN
+        if self.budget <= 0:
+            raise ValueError(
+                f"energy_budget={budget}: the layers that no spike reaches cost "
+                f"{fixed / found.ann_macs:.3f} of the ANN's energy in {time_steps} steps; allow more"
+            )
+        self._fans = {name: fan.float() for name, fan in found.spikes.items()}
+        self._units = {name: unit.float() for name, unit in found.pool_units.items()}
+        self._neurons = {n: m for n, m in rates.named_modules() if isinstance(m, RateNeuron)}
+        self._pooled: dict[str, Tensor] = {}
+        for module in self._neurons.values():
+            module.keep_count = True
+        for name in self._units:
+            rates.get_submodule(name).register_forward_hook(self._keep(name))
+
+    def _keep(self, name: str) -> Any:
+        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+            self._pooled[name] = out
+
+        return hook
+
+    def __call__(self) -> Tensor:
+        """The penalty of the last forward pass; the price goes on."""
+        counts = {name: module.count for name, module in self._neurons.items()}
+        for name, out in self._pooled.items():
+            counts[name] = self.time_steps * out / per_channel(self._units[name], out.dim())
+        costs = [
+            (count.abs().mean(0, keepdim=True) * self._fans[name]).sum()
+            for name, count in counts.items()
+            if count is not None
+        ]
+        spent = sum(costs[1:], costs[0]) / self.budget
+        penalty = self.price * spent
+        price = self.price * spent.item() ** _GAIN
+        self.price = min(max(price, _LEAST_PRICE), _MOST_PRICE)
+        return penalty

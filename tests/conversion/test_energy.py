@@ -1,0 +1,102 @@
+"""Thresholds that keep a network within its budget of energy."""
+
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import load, save, synops
+from sj_burst.conversion.energy import spike_costs
+from sj_burst.simulation.fan_out import fan_out
+from sj_burst.utils.inputs import Inputs
+from tests.networks import resnet, vgg
+
+X = torch.rand(96, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+RULE = {"threshold": "rate_distortion", "time_steps": 2, "max_spikes": 8}
+
+
+class Wide(nn.Module):
+    """Most of its operations are spikes'."""
+
+    def __init__(self, activation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(2, 8, 3, padding=1), activation(), nn.Conv2d(8, 16, 3, padding=1), activation()),
+            *(nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, padding=1), activation(), nn.Flatten()),
+            nn.Linear(256, 4),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def share(snn, x=X, steps=2):
+    found = synops(snn, [x], steps)
+    return found.energy / found.ann_energy
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.LeakyReLU])
+@pytest.mark.parametrize("options", [{}, {"channel_wise": False}, {"calibration": "none"}])
+def test_what_is_spent_is_the_budget(convert, activation, options):
+    ann = Wide(activation)
+    for budget in (0.12, 0.09):
+        snn = convert(ann, [X], energy_budget=budget, **RULE, **options)
+        assert 0.8 * budget < share(snn) < 1.1 * budget
+
+
+def test_more_than_is_needed_is_not_spent(convert):
+    ann = Wide(nn.ReLU)
+    plenty = convert(ann, [X], energy_budget=50.0, **RULE)
+    assert share(plenty) < 5
+
+
+def test_a_network_of_residuals(convert):
+    x = torch.rand(64, 3, 16, 16)
+    snn = convert(resnet(), [x], energy_budget=0.5, **RULE)
+    assert share(snn, x) == pytest.approx(0.5, rel=0.1)
+
+
+def test_less_than_the_first_layer_costs_is_refused(convert):
+    with pytest.raises(ValueError, match=r"energy_budget=0.01: .* cost 0\.\d+ of the ANN's energy"):
+        convert(Wide(nn.ReLU), [X], energy_budget=0.01, **RULE)
+
+
+def test_less_is_lost_than_by_equal_levels_for_as_much(convert):
+    """Where some channels hardly matter, and cost as much."""
+    ann, options = Wide(nn.ReLU), {"calibration": "none", "time_steps": 1, "max_spikes": 8}
+    with torch.no_grad():
+        ann.layers[5].weight[:, 8:] *= 0.05
+        wanted = ann(X)
+        equal = convert(ann, [X], **options | {"max_spikes": 3})
+        budget = share(equal, steps=1)
+        snn = convert(ann, [X], **options, threshold="rate_distortion", energy_budget=budget)
+        equal_error, error = ((net.run(X, 1)[0] - wanted).square().mean() for net in (equal, snn))
+    assert share(snn, steps=1) <= 1.03 * budget
+    assert error < 0.7 * equal_error
+
+
+def test_costs_count_what_pooling_passes_on(convert):
+    """With θ = 1 and a spike for every unit, neurons and the pooling behind them cost what they say."""
+    snn = convert(vgg(), [X], calibration="none")
+    x = Inputs(X[:1])
+    fans = fan_out(snn, x).spikes
+    size = {name: torch.rand_like(fan) for name, fan in fans.items()}
+    found = spike_costs(snn.graph, x, fans, size)
+    for name, pool in {"2": "3", "6": "7"}.items():  # all spikes go to pooling only
+        assert found[name].tolist() == pytest.approx((fans[pool] * size[pool]).sum((0, 2, 3)).tolist())
+
+
+def test_options(convert, tmp_path):
+    for options in ({"energy_budget": 0.2}, {"threshold": "rate_distortion"}):
+        with pytest.raises(ValueError, match="set both"):
+            convert(vgg(), [X], **options)
+    with pytest.raises(TypeError, match="share of the ANN's energy"):
+        convert(vgg(), [X], energy_budget="small", **RULE)
+    with pytest.raises(ValueError, match="must be positive"):
+        convert(vgg(), [X], energy_budget=0.0, **RULE)
+    snn = convert(Wide(nn.ReLU6), [X], energy_budget=0.2, **RULE)
+    save(snn, tmp_path / "net.pt")
+    loaded = load(tmp_path / "net.pt", Wide(nn.ReLU6))
+    assert loaded.options.energy_budget == 0.2
+    with torch.no_grad():
+        assert torch.equal(loaded.run(X, 2), snn.run(X, 2))
