@@ -53,6 +53,7 @@ def test_readme_pictures_exist():
 
 SMALLEST = {
     "08_benchmark.py": ["--time-steps", "1", "2", "--only", "*max", "*burst", "*Γ=[14]"],
+    "12_energy.py": ["--distil-epochs", "1", "--budgets", "0.2", "--max-drop", "50"],
     "10_dense_prediction.py": ["--time-steps", "4", "--images-per-scene", "10"],
     "10_detection.py": ["--time-steps", "2", "--images-per-scene", "10"],
 }

@@ -48,13 +48,21 @@ class Setting(NamedTuple):
     recipe: Callable[[Any, int], ann2snn.FXConversionRecipe]
     fitted: bool = True
     distilled: bool = False
+    energy_budget: float | None = None
 
 
 def _ours(label: str, distilled: bool = False, **options: Any) -> Setting:
     def recipe(loader: Any, steps: int) -> sj_burst.BurstRecipe:
         return sj_burst.BurstRecipe(loader, time_steps=steps, **options)
 
-    return Setting(label, options["max_spikes"], recipe, distilled=distilled)
+    budget = options.get("energy_budget")
+    return Setting(label, options["max_spikes"], recipe, distilled=distilled, energy_budget=budget)
+
+
+def _within(budget: float, distilled: bool = False) -> Setting:
+    label = f"sj_burst, Γ=15, energy {budget}" + (", distilled" if distilled else "")
+    options = {"threshold": "rate_distortion", "energy_budget": budget, "max_spikes": 15}
+    return _ours(label, distilled, **options)
 
 
 def _preset(name: str, fitted: bool) -> Setting:
@@ -90,6 +98,7 @@ SETTINGS = [
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
     *(_ours(f"sj_burst, Γ={gamma}, distilled", True, max_spikes=gamma) for gamma in (1, 4, 15)),
+    *(_within(budget, distilled) for distilled in (False, True) for budget in (0.3, 0.2, 0.15, 0.1)),
     *(_ours(f"sj_burst, Γ=4, {b}-bit weights", max_spikes=4, weight_bits=b) for b in (8, 4)),
     *(
         _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")
@@ -158,7 +167,7 @@ def measure(
         if snn is None or setting.fitted:
             snn = ann2snn.Converter(setting.recipe(loader, steps), device=device).convert(ann)
             if setting.distilled:
-                snn = distil(snn, ann, time_steps=steps)
+                snn = distil(snn, ann, time_steps=steps, energy_budget=setting.energy_budget)
             result = sj_burst.simulate(snn, test, steps if setting.fitted else max(wanted))
         assert result is not None
         operations = result.operations  # of all its steps
@@ -172,6 +181,8 @@ def measure(
                 "spikes": f"{result.total_spikes[steps - 1].item():.0f}",
                 "synops": f"{operations.synops:.4g}",
                 "microjoules": f"{operations.energy / 1e6:.4g}",
+                "binary_microjoules": f"{operations.energies['binary'] / 1e6:.4g}",
+                "graded_microjoules": f"{operations.energies['graded'] / 1e6:.4g}",
                 "ann_microjoules": f"{operations.ann_energy / 1e6:.4g}",
                 "seconds": f"{share * result.seconds / result.samples:.3g}",
             }
@@ -181,7 +192,8 @@ def measure(
 
 IMAGES = ("weights", "test_images", "calibration_images", "seed")
 KEY = ("setting", "T", "draw", *IMAGES)
-MEASURES = ("accuracy", "spikes", "synops", "microjoules", "ann_microjoules", "seconds")
+ENERGIES = ("microjoules", "binary_microjoules", "graded_microjoules", "ann_microjoules")
+MEASURES = ("accuracy", "spikes", "synops", *ENERGIES, "seconds")
 FIELDS = [*KEY, "ann", *MEASURES]
 
 
@@ -191,25 +203,29 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != FIELDS:
+        missing = {"binary_microjoules", "graded_microjoules"}  # of older tables
+        if not set(FIELDS) - missing <= set(reader.fieldnames or ()) <= set(FIELDS):
             raise SystemExit(f"{path} has other columns than {FIELDS}; move it away")
-        return list(reader)
+        return [dict.fromkeys(FIELDS, "") | row for row in reader]
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
+    """Add rows to a table, which may be of fewer columns so far."""
+    known, temporary = read(path), path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        writer.writeheader()
+        writer.writerows([*known, *rows])
+    os.replace(temporary, path)
 
 
 # Column of the CSV, title, factor, and digits after the point.
 TABLES = (
     ("accuracy", "Accuracy (%), mean ± standard deviation over draws", 1, 2),
     ("spikes", "Spikes per image (×1000)", 1e-3, 1),
-    ("microjoules", "Energy per image (µJ; 0.9 pJ per SynOp, 4.6 pJ per MAC)", 1, 2),
+    ("microjoules", "Energy per image (µJ; 0.9 pJ per SynOp, 4.6 pJ per MAC; n events a burst)", 1, 2),
+    ("binary_microjoules", "Energy per image (µJ), a burst in binary", 1, 2),
+    ("graded_microjoules", "Energy per image (µJ), a burst as one event and a MAC", 1, 2),
     ("seconds", "Wall time per image (ms), at different times on a shared machine", 1e3, 2),
 )
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .statistics import ActivationStatistics
+from .threshold import error_by_levels, levels_reached
 from .transfer import Transfer
 
 __all__ = ["Candidates", "allocate", "candidates"]
@@ -74,18 +75,18 @@ def candidates(
 
     Source: derived here.
     """
-    rows = [(threshold.double().expand_as(statistics.maximum), transfer)]
-    for most in (
-        _halved(transfer.max_spikes) if math.isfinite(statistics.upper) else [transfer.max_spikes]
-    ):
+    bounded = math.isfinite(statistics.upper)
+    kinds = _halved(transfer.max_spikes) if bounded else [transfer.max_spikes]
+    thresholds = [threshold.double().expand_as(statistics.maximum)]
+    most_spikes, found = [transfer.max_spikes], [*_spikes_and_error(statistics, transfer, thresholds)]
+    for most in kinds:
         coarser = dataclasses.replace(transfer, max_spikes=most)
-        rows += [(theta, coarser) for theta in _tried(statistics, coarser)]
-    found = [_spikes_and_error(statistics, one, theta) for theta, one in rows]
+        tried = _tried(statistics, coarser)
+        found += _spikes_and_error(statistics, coarser, tried)
+        thresholds += tried
+        most_spikes += [most] * len(tried)
     spikes, errors = (torch.stack(part) / samples for part in zip(*found, strict=True))
-    thresholds = torch.stack([theta for theta, _ in rows])
-    return Candidates(
-        thresholds, [one.max_spikes for _, one in rows], fan_out * spikes, weight / 2 * errors
-    )
+    return Candidates(torch.stack(thresholds), most_spikes, fan_out * spikes, weight / 2 * errors)
 
 
 def _halved(max_spikes: float) -> list[int]:
@@ -116,13 +117,21 @@ def _tried(statistics: ActivationStatistics, transfer: Transfer) -> list[Tensor]
 
 
 def _spikes_and_error(
-    statistics: ActivationStatistics, transfer: Transfer, theta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Spikes of all activations seen in T steps, and the squared error of what they stand for."""
+    statistics: ActivationStatistics, transfer: Transfer, thresholds: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each θ ``[C]`` the spikes of all activations seen, in T steps, and the squared error."""
     a, count = statistics.centres.double(), statistics.histogram
-    phi = transfer(a, theta.unsqueeze(1))
-    spikes = transfer.time_steps / theta * (phi * count).sum(1)
-    return spikes, ((phi - a).square() * count).sum(1)
+    if transfer.levels > statistics.BINS / 4:
+        for theta in thresholds:
+            phi = transfer(a, theta.unsqueeze(1))
+            spikes = transfer.time_steps / theta * (phi * count).sum(1)
+            yield spikes, ((phi - a).square() * count).sum(1)
+        return
+    # A staircase of few levels costs few look-ups.
+    reached, error = levels_reached(statistics, transfer), error_by_levels(statistics, transfer)
+    squares = (a.square() * count).sum(1)
+    for theta in thresholds:
+        yield reached(theta)[0].sum(1), (error(theta) + squares).clamp_min(0)
 
 
 def allocate(

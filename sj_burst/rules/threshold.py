@@ -111,19 +111,36 @@ def error_by_levels(statistics: ActivationStatistics, transfer: Transfer) -> Cal
 
     A staircase of ΓT levels then costs ΓT look-ups, not one for each bin.
     """
+    reached = levels_reached(statistics, transfer)
+    level = torch.arange(1, transfer.levels + 1, device=statistics.range.device, dtype=torch.float64)
+
+    def error(theta: Tensor) -> Tensor:
+        quantum = theta.double().unsqueeze(1) / transfer.time_steps
+        count, total = reached(theta)
+        return quantum.squeeze(1) * ((2 * level - 1) * quantum * count - 2 * total).sum(1)
+
+    return error
+
+
+def levels_reached(
+    statistics: ActivationStatistics, transfer: Transfer
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """How many activations reach each level, and their sum ``[C, ΓT]``, as a function of θ ``[C]``.
+
+    The spikes of all activations in T steps are the sum of the numbers over the levels.
+    """
     level = torch.arange(1, transfer.levels + 1, device=statistics.range.device, dtype=torch.float64)
     count, total = _tail_sums(statistics.histogram, statistics.centres)
     width = (statistics.range / statistics.BINS).double().clamp_min(1e-300).unsqueeze(1)
 
-    def error(theta: Tensor) -> Tensor:
+    def reached(theta: Tensor) -> tuple[Tensor, Tensor]:
         quantum = theta.double().unsqueeze(1) / transfer.time_steps
         # The first bin whose centre reaches level k.
         first = ((level - transfer.potential) * quantum / width - 0.5).ceil()
         first = first.clamp(0, statistics.BINS).long()
-        terms = (2 * level - 1) * quantum * count.gather(1, first) - 2 * total.gather(1, first)
-        return quantum.squeeze(1) * terms.sum(1)
+        return count.gather(1, first), total.gather(1, first)
 
-    return error
+    return reached
 
 
 def _tail_sums(histogram: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

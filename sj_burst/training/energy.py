@@ -14,7 +14,7 @@ from ..utils.inputs import Inputs
 __all__ = ["EnergyPenalty"]
 
 _FIRST_PRICE = 0.02  # in units of the loss, for the whole budget
-_LEAST_PRICE, _MOST_PRICE = 1e-4, 10.0
+_LEAST_PRICE, _MOST_PRICE = 1e-4, 100.0
 _GAIN = 0.1  # how fast the price follows what is spent
 _MARGIN = 0.97  # of the budget that is aimed at: images differ
 

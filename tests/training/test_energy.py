@@ -1,0 +1,67 @@
+"""The price on spikes: what it counts, and that a network keeps to its budget."""
+
+import pytest
+import torch
+from torch import nn
+
+from sj_burst import synops
+from sj_burst.graph.quantised import quantised
+from sj_burst.training import distil
+from sj_burst.training.energy import EnergyPenalty
+from sj_burst.utils.inputs import Inputs
+from tests.networks import vgg
+
+X = torch.rand(48, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def averaged():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)),
+    )
+
+
+@pytest.mark.parametrize("make", [vgg, averaged])
+def test_it_counts_what_synops_counts(convert, make):
+    """In one step a count is a number of spikes."""
+    snn = convert(make(), [X], time_steps=1, max_spikes=7)
+    rates = quantised(snn.graph, 1)
+    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 2.0, 1)
+    rates(X)
+    price = penalty.price
+    spent = penalty().item() / price * penalty.budget
+    found = synops(snn, [X], 1)
+    assert spent == pytest.approx(found.synops, rel=1e-4)
+    within = penalty.budget / 0.97 * 0.9 + 4.6 * found.macs
+    assert within == pytest.approx(2.0 * found.ann_energy)
+    assert (penalty.price > price) == (spent > penalty.budget)
+
+
+def test_gradients_reach_what_is_before_the_spikes(convert):
+    snn = convert(averaged(), [X], time_steps=1, max_spikes=7)
+    rates = quantised(snn.graph, 1)
+    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 1.0, 1)
+    rates(X)
+    penalty().backward()
+    assert rates.get_submodule("0").weight.grad.abs().sum() > 0
+    assert rates.get_submodule("6").weight.grad is None  # its spikes are not counted
+
+
+def test_a_distilled_network_keeps_to_its_budget(convert):
+    ann = averaged()
+    snn = convert(ann, [X], time_steps=1, max_spikes=15)
+    before = synops(snn, [X], 1)
+    budget = 0.8 * before.energy / before.ann_energy
+    fitted = distil(snn, ann, X.split(8), epochs=25, energy_budget=budget, loss="mse", progress=False)
+    found = synops(fitted, [X], 1)
+    assert found.energy / found.ann_energy < 1.05 * budget
+
+
+def test_bad_budgets(convert):
+    ann = averaged()
+    snn = convert(ann, [X], calibration="none")
+    with pytest.raises(ValueError, match=r"energy_budget=0.01: .* allow more"):
+        distil(snn, ann, [X], energy_budget=0.01, progress=False)
+    with pytest.raises(ValueError, match="energy_budget"):
+        distil(snn, ann, [X], energy_budget=-1.0, progress=False)
