@@ -17,6 +17,7 @@ from ..simulation.fan_out import fan_out
 from ..simulation.operations import AC_PICOJOULES, MAC_PICOJOULES
 from ..simulation.synops import synops
 from ..simulation.walk import SpikeWalk, values_of
+from ..utils import distributed
 from ..utils.inputs import Inputs
 from .sensitivity import Sensitivity
 
@@ -35,6 +36,7 @@ class ThresholdBudget:
         sensitivity: of the same.
         transfers: T, Γ and v0 of the neurons, by name.
         budget: what a sample may cost, as a share of the ANN's energy.
+        varying: the network will be shown inputs that change from step to step.
 
     Raises:
         ValueError: if what no spike reaches costs more than the budget.
@@ -48,6 +50,7 @@ class ThresholdBudget:
         sensitivity: Sensitivity,
         transfers: Mapping[str, Transfer],
         budget: float,
+        varying: bool = False,
     ) -> None:
         self.time_steps = snn.options.time_steps
         found = fan_out(snn, x)
@@ -63,7 +66,8 @@ class ThresholdBudget:
             )
             for name, one in statistics.items()
         }
-        macs = found.macs + found.varying_macs * self.time_steps
+        held = self.time_steps if varying else 1  # how often a layer before the first neuron runs
+        macs = found.macs * held + found.varying_macs * self.time_steps
         self.fixed, self.ann = MAC_PICOJOULES * macs, MAC_PICOJOULES * found.ann_macs
         if budget * self.ann <= self.fixed:
             raise ValueError(
@@ -92,7 +96,9 @@ class ThresholdBudget:
             snn: a network with the thresholds of the last :meth:`spend`.
             batches: of images.
         """
-        measured = max(synops(snn, batches, self.time_steps).synops, 1e-30)
+        found = torch.tensor([synops(snn, batches, self.time_steps).synops, 1.0])
+        spikes, processes = distributed.total(found.double()).tolist()
+        measured = max(spikes / processes, 1e-30)
         self.tried.append(_Tried(self.target, measured))
         self.target *= self.budget / measured
         return abs(measured / self.budget - 1) <= _CLOSE

@@ -364,6 +364,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             work.sensitivity,
             {name: self._transfer(most) for name, most in max_spikes.items()},
             options.energy_budget,
+            self.time_dim is not None,
         )
         images = [x.to(snn.device).value for x in self._images(_MEASURED)]
         for calibrated in (False, True):

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.trace import activation_names
 from ..modules.pooling import MAX_POOLS
+from ..utils import distributed
 from ..utils.inputs import Inputs, bind
 from ..utils.outputs import tensors_of
 
@@ -42,7 +43,7 @@ def measure_sensitivity(
     *,
     channel_wise: bool = True,
 ) -> Sensitivity:
-    r"""One forward and one backward pass over the images.
+    r"""One forward and one backward pass over the images of all processes.
 
     ℓ is the log-likelihood of a label that is drawn from the network's own answer, so that
 
@@ -80,8 +81,10 @@ def measure_sensitivity(
             square = square if gradient is None else torch.where(on, gradient.double().square(), square)
             squares[name] = squares.get(name, 0) + _total(square, channel_wise)
             active[name] = active.get(name, 0) + _total(on.double(), channel_wise)
-    found.size = {name: total / found.samples for name, total in found.size.items()}
-    found.weight = {name: _ratio(squares[name], active[name]) for name in names}
+    found.samples = int(distributed.total(torch.tensor(found.samples)))
+    total = distributed.total
+    found.size = {name: total(size) / found.samples for name, size in found.size.items()}
+    found.weight = {name: _ratio(total(squares[name]), total(active[name])) for name in names}
     return found
 
 

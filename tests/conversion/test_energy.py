@@ -100,3 +100,10 @@ def test_options(convert, tmp_path):
     assert loaded.options.energy_budget == 0.2
     with torch.no_grad():
         assert torch.equal(loaded.run(X, 2), snn.run(X, 2))
+
+
+def test_frames_cost_the_first_layer_at_every_step(convert):
+    frames = X.unsqueeze(1).repeat(1, 2, 1, 1, 1)
+    snn = convert(Wide(nn.ReLU), [frames], time_dim=1, energy_budget=0.25, **RULE)
+    found = synops(snn, [frames], 2, time_dim=1)
+    assert found.energy / found.ann_energy == pytest.approx(0.25, rel=0.1)

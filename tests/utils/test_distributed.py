@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import sj_burst
+from sj_burst.utils import distributed
 from tests.networks import vgg
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +46,12 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
             "margin": torch.tensor(margin),
         }
         found |= {f"{calibration}, {images} images: {name}": value for name, value in values.items()}
+    budget = {"threshold": "rate_distortion", "energy_budget": 0.9}
+    snn = sj_burst.convert(ann, share, **budget, **OPTIONS)
+    thresholds = torch.cat([node.threshold for node in snn.neurons().values()])
+    most = torch.stack([thresholds, -thresholds])
+    assert torch.equal(distributed.maximum(most)[0], thresholds), "processes chose differently"
+    assert torch.equal(distributed.maximum(most)[1], -thresholds), "processes chose differently"
     return found
 
 
