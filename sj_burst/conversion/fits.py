@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .layer import Layer, add_bias, channel_mean
 from .ridge import refit_weights
-from .weights import round_weights
 
-__all__ = ["FITS", "round_layer"]
+__all__ = ["FITS"]
 
 
 def correct_bias(layer: Layer, rounds: int = 3) -> None:
@@ -95,12 +94,6 @@ def _batches_with(images: int, batches: Sequence[Tensor]) -> int:
     """How many batches hold so many images."""
     held = itertools.accumulate(map(len, batches))
     return next((i for i, samples in enumerate(held, 1) if samples >= images), len(batches))
-
-
-def round_layer(layer: Layer, bits: int) -> None:
-    """Round the weights before a neuron; what is fitted after it makes up for the mean error."""
-    if layer.affine is not None:
-        round_weights(layer.affine, bits, layer.unit)
 
 
 FITS: dict[str, Callable[[Layer], None]] = {

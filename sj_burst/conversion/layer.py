@@ -33,6 +33,7 @@ class Layer:
         device: where the network runs; the values above are on the CPU.
         bounded: whether the activation has an upper bound, which fixes the threshold.
         unit: what a count of ``affine``'s input weighs; ``None`` if it is not made of counts.
+        gram: of ``affine``'s inputs, once it was asked for.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layer:
     device: torch.device
     bounded: bool = False
     unit: Tensor | None = None
+    gram: Tensor | None = None
 
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""

@@ -32,9 +32,10 @@ from ..utils.spill import free_room
 from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .energy import ThresholdBudget
-from .fits import FITS, round_layer
+from .fits import FITS
 from .observe import observe
 from .prepare import prepare
+from .rounding import round_layer
 from .sensitivity import Sensitivity, measure_sensitivity
 from .weights import round_all
 
@@ -336,7 +337,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
         named = dict(FITS)
-        if options.weight_bits is not None:
+        if options.weight_bits is not None and fits:
             named["round"] = functools.partial(round_layer, bits=options.weight_bits)
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
         if fits:

@@ -10,7 +10,7 @@ from torch.nn import grad
 from .gram import gram, padding_of
 from .layer import Layer, add_bias
 
-__all__ = ["refit_weights"]
+__all__ = ["has_patches", "input_gram", "refit_weights"]
 
 
 def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> None:
@@ -32,10 +32,10 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
     module = layer.affine
-    if module is None or not _has_patches(module) or _is_right(layer):
+    if module is None or not has_patches(module) or _is_right(layer):
         return
     groups = getattr(module, "groups", 1)
-    gram = _gram(layer, groups)
+    gram = input_gram(layer, groups)
     penalty = gram.diagonal(dim1=1, dim2=2).clone()
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
@@ -80,12 +80,15 @@ def _is_right(layer: Layer) -> bool:
     return bool(errors <= _RIGHT * variance.sum())
 
 
-def _gram(layer: Layer, groups: int) -> Tensor:
-    """Σ x xᵀ per group, of what each output sees."""
-    total: Any = 0.0
-    for (y,) in _chunks(layer.inputs):
-        total = total + gram(layer.affine, y.to(layer.device), groups)
-    return total
+def input_gram(layer: Layer, groups: int) -> Tensor:
+    """Σ x xᵀ per group, of what each output sees; summed once for a layer."""
+    if layer.gram is None:
+        total: Any = 0.0
+        for (y,) in _chunks(layer.inputs):
+            total = total + gram(layer.affine, y.to(layer.device), groups)
+        layer.gram = total
+    assert layer.gram is not None
+    return layer.gram
 
 
 def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -135,7 +138,8 @@ _IMAGES = 64  # that tell whether a layer is
 _CHUNK_BYTES = 2**24  # of inputs
 
 
-def _has_patches(module: Any) -> bool:
+def has_patches(module: Any) -> bool:
+    """Whether the inputs of a layer have a Gram matrix here."""
     if isinstance(module, nn.Linear):
         return module.in_features <= 8192
     if not isinstance(module, nn.Conv1d | nn.Conv2d) or padding_of(module) is None:

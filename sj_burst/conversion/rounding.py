@@ -1,0 +1,116 @@
+"""Weights rounded one input after the other, each making up for the errors of those before it."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.units import scale_inputs
+from .layer import Layer, add_bias
+from .ridge import has_patches, input_gram
+from .weights import round_weights, weight_scale
+
+__all__ = ["round_layer"]
+
+_DAMPING = 0.01  # of the mean diagonal, for inputs that hardly vary
+_BLOCK = 128  # inputs whose corrections reach the others at once
+
+
+@torch.no_grad()
+def round_layer(layer: Layer, bits: int) -> None:
+    r"""Round the weights before a neuron to integers of b bits times a scale per output channel.
+
+    Inputs i are taken one after the other, those with the most energy first. What rounding one of them
+    does to the output, the inputs j that are left make up for in the least-squares sense,
+
+    .. math::
+        w_j \leftarrow w_j - \frac{w_i - s q_i}{[H^{-1}]_{ii}} [H^{-1}]_{ij}, \qquad
+        H = \sum \bar y \bar y^\top,
+
+    with the mean spike input ȳ of the calibrated prefix; the bias comes last. The largest weight of an
+    output stays the largest integer, so that the scale can be read off the weights. Layers whose
+    inputs have no Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded to the
+    nearest.
+
+    Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
+    transformers", ICLR 2023, after Hassibi & Stork, 1993.
+    """
+    module: Any = layer.affine
+    if module is None:
+        return
+    if not has_patches(module):
+        round_weights(module, bits, layer.unit)
+        return
+    groups = getattr(module, "groups", 1)
+    dtype, shape = module.weight.dtype, module.weight.shape
+    unit = _columns(module, layer.unit, groups)  # what a count of every input weighs [G, inputs]
+    weight = module.weight.detach().double().flatten(1).unflatten(0, (groups, -1)) * unit.unsqueeze(1)
+    scale = _scale(module, layer.unit, bits).double().flatten().unflatten(0, (groups, -1))
+    gram = input_gram(layer, groups)
+    ones = unit.new_ones(groups, 1)
+    units = torch.cat([unit, ones], 1)
+    gram = gram / (units.unsqueeze(1) * units.unsqueeze(2))
+    rounded, bias = [], []
+    for w, s, h in zip(weight, scale, gram, strict=True):
+        q, b = _round_group(w, s, h, 2 ** (bits - 1) - 1)
+        rounded.append(q * s.unsqueeze(1))
+        bias.append(b)
+    new = torch.stack(rounded) / unit.unsqueeze(1)
+    module.weight = nn.Parameter(new.reshape(shape).to(dtype))
+    add_bias(module, torch.cat(bias).to(dtype))
+
+
+def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Integers ``[outputs, inputs]``, and what the bias has to make up for ``[outputs]``.
+
+    Args:
+        weight: in units of counts ``[outputs, inputs]``.
+        scale: s ``[outputs]``.
+        gram: H of counts and a one for the bias ``[inputs + 1, inputs + 1]``.
+        most: the largest integer.
+    """
+    inputs = weight.shape[1]
+    energy = gram.diagonal()[:-1]
+    order = torch.cat([energy.argsort(descending=True), energy.new_tensor([inputs]).long()])
+    h = gram[order][:, order]
+    damping = _DAMPING * energy.mean().clamp_min(1e-30)
+    h = h + torch.diag(torch.full_like(h.diagonal(), float(damping)))
+    # Rows of this factor are what is left of the inverse after the inputs before them.
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    largest = weight.abs().argmax(1)
+    left = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)[:, order]
+    anchored = order == largest.unsqueeze(1)
+    sign = weight.gather(1, largest.unsqueeze(1)).squeeze(1).sign()
+    q = torch.zeros_like(left)
+    for start in range(0, inputs, _BLOCK):
+        stop = min(start + _BLOCK, inputs)
+        errors = left.new_empty(len(left), stop - start)
+        for i in range(start, stop):
+            level = (left[:, i] / scale).round().clamp(-most, most)
+            q[:, i] = torch.where(anchored[:, i], sign * most, level)
+            errors[:, i - start] = (left[:, i] - q[:, i] * scale) / factor[i, i]
+            left[:, i:stop] -= errors[:, i - start, None] * factor[i, i:stop]
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    return q[:, :-1][:, order[:-1].argsort()], left[:, -1]
+
+
+def _columns(module: Any, unit: Tensor | None, groups: int) -> Tensor:
+    """What a count of every input weighs, in the order of the weights ``[groups, inputs]``."""
+    inputs = module.weight[0].numel()
+    if unit is None:
+        return module.weight.new_ones(groups, inputs, dtype=torch.float64)
+    unit = unit.to(module.weight.device).double()
+    if unit.dim() == 0:
+        return unit.expand(groups, inputs)
+    taps = module.weight[0, 0].numel()
+    return unit.view(groups, -1).repeat_interleave(taps, 1)
+
+
+def _scale(module: Any, unit: Tensor | None, bits: int) -> Tensor:
+    """The scale of every output channel, of weights in units of counts."""
+    copied = copy.deepcopy(module)
+    if unit is not None:
+        scale_inputs(copied, unit)
+    return weight_scale(copied, bits)
