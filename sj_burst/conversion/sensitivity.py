@@ -17,6 +17,7 @@ from ..utils.outputs import tensors_of
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
+_TEMPERATURE = 4.0
 _LABELS_SEED = 0  # of the labels and projections that are drawn
 
 
@@ -45,7 +46,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     r"""One forward and one backward pass over the images of all processes.
 
-    ℓ is the log-likelihood of a label that is drawn from the network's own answer, so that
+    ℓ is the log-likelihood of a label that is drawn from the network's own answer at a temperature of
+    four (at one, training images are nearly certain, and the few that are not decide alone), so that
 
     .. math::
         \mathbb{E}\Big(\frac{\partial \ell}{\partial a}\Big)^2
@@ -124,7 +126,7 @@ def log_likelihood(answer: Any, generator: torch.Generator) -> Tensor:
     """
     outs = [t for t in tensors_of(answer).values() if t.is_floating_point()]
     if len(outs) == 1 and outs[0].dim() > 1 and outs[0].shape[1] > 1:
-        scores = outs[0].movedim(1, -1).flatten(0, -2)
+        scores = outs[0].movedim(1, -1).flatten(0, -2) / _TEMPERATURE
         chances = scores.detach().softmax(-1).double().cpu()
         labels = torch.multinomial(chances, 1, generator=generator).squeeze(1)
         return -F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
