@@ -14,7 +14,6 @@ from ..rules.rate_distortion import allocate, candidates
 from ..rules.statistics import ActivationStatistics
 from ..rules.transfer import Transfer
 from ..simulation.fan_out import fan_out
-from ..simulation.operations import AC_PICOJOULES, MAC_PICOJOULES
 from ..simulation.synops import synops
 from ..simulation.walk import SpikeWalk, values_of
 from ..utils import distributed
@@ -66,15 +65,7 @@ class ThresholdBudget:
             )
             for name, one in statistics.items()
         }
-        held = self.time_steps if varying else 1  # how often a layer before the first neuron runs
-        macs = found.macs * held + found.varying_macs * self.time_steps
-        self.fixed, self.ann = MAC_PICOJOULES * macs, MAC_PICOJOULES * found.ann_macs
-        if budget * self.ann <= self.fixed:
-            raise ValueError(
-                f"energy_budget={budget}: the layers that no spike reaches cost "
-                f"{self.fixed / self.ann:.3f} of the ANN's energy in {self.time_steps} steps; allow more"
-            )
-        self.budget = (budget * self.ann - self.fixed) / AC_PICOJOULES
+        self.budget = found.spikes_within(budget, self.time_steps, varying)
         self.target = self.budget
         self.tried: list[_Tried] = []
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..graph.trace import is_module
 from ..utils.inputs import Inputs
+from .operations import AC_PICOJOULES, MAC_PICOJOULES
 from .spikes import POOLS, SOURCES
 from .walk import SpikeWalk, graph_of, pool_units, values_of
 
@@ -31,6 +32,26 @@ class FanOut(NamedTuple):
     varying_macs: float
     ann_macs: float
     pool_units: dict[str, Tensor]
+
+    def spikes_within(self, budget: float, time_steps: int, varying: bool = False) -> float:
+        """Accumulations per sample that a budget of energy leaves for spikes.
+
+        Args:
+            budget: a share of the ANN's energy.
+            time_steps: T.
+            varying: the input changes from step to step, and what reads it runs at each.
+
+        Raises:
+            ValueError: if what no spike reaches costs more.
+        """
+        held = time_steps if varying else 1
+        macs = self.macs * held + self.varying_macs * time_steps
+        if budget * self.ann_macs <= macs:
+            raise ValueError(
+                f"energy_budget={budget}: the layers that no spike reaches cost "
+                f"{macs / self.ann_macs:.3f} of the ANN's energy in {time_steps} steps; allow more"
+            )
+        return (budget * self.ann_macs - macs) * MAC_PICOJOULES / AC_PICOJOULES
 
 
 def fan_out(snn: nn.Module, x: Inputs) -> FanOut:

@@ -8,7 +8,6 @@ from ..functional import per_channel
 from ..modules.rate import RateNeuron
 from ..network import SpikingNetwork
 from ..simulation.fan_out import fan_out
-from ..simulation.operations import AC_PICOJOULES, MAC_PICOJOULES
 from ..utils.inputs import Inputs
 
 __all__ = ["EnergyPenalty"]
@@ -52,13 +51,7 @@ class EnergyPenalty:
     ) -> None:
         self.time_steps, self.price = time_steps, _FIRST_PRICE
         found = fan_out(snn, x)
-        fixed = found.macs + found.varying_macs * time_steps
-        self.budget = (budget * found.ann_macs - fixed) * MAC_PICOJOULES / AC_PICOJOULES * _MARGIN
-        if self.budget <= 0:
-            raise ValueError(
-                f"energy_budget={budget}: the layers that no spike reaches cost "
-                f"{fixed / found.ann_macs:.3f} of the ANN's energy in {time_steps} steps; allow more"
-            )
+        self.budget = _MARGIN * found.spikes_within(budget, time_steps)
         self._fans = {name: fan.float() for name, fan in found.spikes.items()}
         self._units = {name: unit.float() for name, unit in found.pool_units.items()}
         self._neurons = {n: m for n, m in rates.named_modules() if isinstance(m, RateNeuron)}
