@@ -13,7 +13,7 @@ from .rules.potential import POTENTIAL_RULES
 from .rules.threshold import THRESHOLD_RULES, parse_percentile
 from .utils.checks import check_count
 
-__all__ = ["CHOICES", "PRESETS", "Options"]
+__all__ = ["CHOICES", "PRESETS", "Options", "check_energy_budget"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +183,20 @@ def _check_energy_budget(budget: Any, threshold: str) -> None:
             f"energy_budget={budget} with threshold={threshold!r}: a budget is spent by "
             "threshold='rate_distortion', which needs one, such as energy_budget=0.3; set both"
         )
-    if budget is None:
-        return
+    if budget is not None:
+        check_energy_budget(budget)
+
+
+def check_energy_budget(budget: Any) -> None:
+    """Raise unless it is a share of the ANN's energy.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is not positive.
+    """
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise TypeError(f"energy_budget must be a share of the ANN's energy, or None, got {budget!r}")
-    if not 0 < budget < math.inf:
+    if not 0 < budget <= 1e6:
         raise ValueError(
             f"energy_budget must be positive, a share of the ANN's energy such as 0.2, got {budget}"
         )

@@ -179,6 +179,13 @@ def accuracy_vs_energy(
     """
     if accounting not in ACCOUNTINGS:
         raise ValueError(f"accounting must be one of {list(ACCOUNTINGS)}, got {accounting!r}")
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must map labels to results, got {type(results).__name__}")
+    results = {k: [v] if isinstance(v, SimulationResult) else list(v) for k, v in results.items()}
+    for label, many in results.items():
+        if wrong := [one for one in many if not isinstance(one, SimulationResult)]:
+            got = type(wrong[0]).__name__
+            raise TypeError(f"results of {label!r} must be of simulate, got {got}")
     named = {f"{label}, {i}": r for label, many in results.items() for i, r in enumerate(many)}
     last = {
         name: 100 * accuracy[-1].item() for name, accuracy in _accuracies(named, ann_accuracy).items()

@@ -1,7 +1,7 @@
 """Pick the cheapest setting that keeps a network's accuracy."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,6 +152,8 @@ def recommend(
     chosen_here |= {"threshold"} if objective == "energy" else set()
     if overlap := chosen_here & set(options):
         raise ValueError(f"recommend chooses {sorted(overlap)}; leave it out, see max_time_steps")
+    if options.get("threshold") == "rate_distortion":
+        raise ValueError("threshold='rate_distortion' is what objective='energy' tries; pass that")
     given = Options().changed(**options)
     check_loader(loader)
     calibration, held_back = _split(ann, loader, images)
@@ -168,7 +170,7 @@ def recommend(
         return round(drop, 4) + 0.0, result  # accuracy is in float32; no −0
 
     trials: list[Trial] = []
-    least = _least_budget(ann, calibration) if objective == "energy" else 0.0
+    least = _least_budget(ann, calibration) if objective == "energy" else _nothing
     for time_steps, max_spikes, budget in _settings(objective, max_time_steps, max_drop, trials, least):
         trial = Trial(time_steps, max_spikes, 0.0, 0.0, energy_budget=budget)
         snn = convert(ann, calibration, given.changed(**trial.options()), progress=progress)
@@ -176,6 +178,11 @@ def recommend(
         spikes, operations = result.total_spikes[-1].item(), result.operations
         energy = None if operations is None else operations.energy / operations.ann_energy
         trials.append(replace(trial, drop=drop, spikes=spikes, energy=energy))
+    if not trials:
+        raise ValueError(
+            f"the layers that no spike reaches cost {least(1):.2f} of the ANN's energy in one step, and "
+            f"budgets of up to {BUDGETS[-1]} are tried; use objective='spikes'"
+        )
     within = [trial for trial in trials if trial.drop <= max_drop]
     # The last one within is the cheapest: nothing is tried that is not cheaper than what was found.
     chosen = within[-1] if within else min(trials, key=lambda trial: trial.drop)
@@ -183,9 +190,13 @@ def recommend(
 
 
 def _settings(
-    objective: str, max_time_steps: int, max_drop: float, trials: list[Trial], least: float
+    objective: str,
+    max_time_steps: int,
+    max_drop: float,
+    trials: list[Trial],
+    least: Callable[[int], float],
 ) -> Iterator[tuple[int, int, float | None]]:
-    """What to try next: T, Γ and a budget above ``least``; ``trials`` are those so far."""
+    """What to try next: T, Γ and a budget above the least at T; ``trials`` are those so far."""
     if objective != "energy":
         settings = SETTINGS if objective == "spikes" else tuple(sorted(SETTINGS))
         for time_steps, max_spikes in settings:
@@ -194,7 +205,7 @@ def _settings(
         return
     found = math.inf
     for time_steps, max_spikes in ENERGY_SETTINGS:
-        for budget in (b for b in BUDGETS if b > least):
+        for budget in (b for b in BUDGETS if b > least(time_steps)):
             if time_steps > max_time_steps or budget >= found:
                 break
             yield time_steps, max_spikes, budget
@@ -202,11 +213,15 @@ def _settings(
                 found = budget
 
 
-def _least_budget(ann: nn.Module, calibration: list[tuple[Any]]) -> float:
-    """What the layers that no spike reaches cost, as a share of the ANN's energy."""
+def _least_budget(ann: nn.Module, calibration: list[tuple[Any]]) -> Callable[[int], float]:
+    """What the layers that no spike reaches cost in T steps, as a share of the ANN's energy."""
     snn = convert(ann, calibration[:1], Options(calibration="none"), progress=False)
     found = fan_out(snn, Inputs(calibration[0][0])[:1])
-    return found.macs / found.ann_macs
+    return lambda time_steps: (found.macs + found.varying_macs * time_steps) / found.ann_macs
+
+
+def _nothing(time_steps: int) -> float:
+    return 0.0
 
 
 def _describe(target: Any) -> str:

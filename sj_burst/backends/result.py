@@ -22,7 +22,7 @@ def count_events(numbers: Tensor) -> Tensor:
         [n \ne 0]
 
     Args:
-        numbers: n, whole numbers of any type.
+        numbers: n, of any type; parts of a spike, as averages send, are an event at least.
 
     Example:
         >>> count_events(torch.tensor([0.0, 5.0, -3.0])).tolist()
@@ -33,7 +33,8 @@ def count_events(numbers: Tensor) -> Tensor:
     for _ in range(max(0, int(sizes.max().item()).bit_length() - 1) if sizes.numel() else 0):
         half = (half / 2).floor().to(sizes.dtype)
         binary -= half
-    return torch.stack([sizes, binary, (sizes != 0).to(sizes.dtype)])
+    graded = (sizes != 0).to(sizes.dtype)
+    return torch.stack([sizes, torch.maximum(binary, graded), graded])  # no less than one
 
 
 class SpikeCounts(NamedTuple):

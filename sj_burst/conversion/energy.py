@@ -1,5 +1,6 @@
 """Thresholds that spend a budget of energy where it matters most."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from .sensitivity import Sensitivity
 __all__ = ["ThresholdBudget"]
 
 _CLOSE = 0.03  # of the budget, within which what was measured is close enough
+
+_TOLD = 0.1  # of the budget: beyond it, spending more is told of
 
 
 class ThresholdBudget:
@@ -61,12 +64,13 @@ class ThresholdBudget:
                 neurons(snn.graph)[name].threshold.detach(),
                 _samples(one, sensitivity.size[name]),
                 sensitivity.weight[name],
-                _mean_fan_out(costs[name], sensitivity.size[name], one.channel_wise),
+                _mean_fan_out(costs[name], sensitivity.size[name], one.channel_wise)
+                * _unweighted(one, sensitivity.size[name]),
             )
             for name, one in statistics.items()
         }
         self.budget = found.spikes_within(budget, self.time_steps, varying)
-        self.target = self.budget
+        self.share, self.target, self.excess = budget, self.budget, 0.0
         self.tried: list[_Tried] = []
 
     def spend(self, snn: SpikingNetwork) -> None:
@@ -103,6 +107,17 @@ class ThresholdBudget:
         within = [tried for tried in self.tried if tried.measured <= (1 + _CLOSE) * self.budget]
         best = max(within, key=_measured) if within else min(self.tried, key=_measured)
         self.target = best.target
+        self.excess = 0.0 if within else best.measured / self.budget - 1
+
+    def warn_of_excess(self) -> None:
+        """Say so if no thresholds that were tried keep within the budget."""
+        if self.excess > _TOLD:
+            warnings.warn(
+                f"energy_budget={self.share}: spikes cost {100 * self.excess:.0f} % more than it leaves "
+                "for them, however coarse the thresholds; those of encoders cannot be saved, nor can "
+                "bounded activations go beyond their bound; take another coding or a smaller max_spikes",
+                stacklevel=2,
+            )
 
 
 class _Tried(NamedTuple):
@@ -167,6 +182,18 @@ def _mean_fan_out(cost: Tensor, size: Tensor, channel_wise: bool) -> Tensor:
     if not channel_wise:
         cost, total = cost.sum().view(1), total.sum().view(1)
     return cost / total.clamp_min(1e-30)
+
+
+def _unweighted(statistics: ActivationStatistics, size: Tensor) -> "Tensor | float":
+    """By how much more a leaky activation spikes than its histogram tells.
+
+    There negative values count by how little an error of theirs matters.
+    """
+    if statistics.negative_slope is None:
+        return 1.0
+    told = (statistics.centres.double() * statistics.histogram).sum(1)
+    total = _by_channel(size) if statistics.channel_wise else size.sum().view(1)
+    return total * _samples(statistics, size) / told.clamp_min(1e-30)
 
 
 def _samples(statistics: ActivationStatistics, size: Tensor) -> float:

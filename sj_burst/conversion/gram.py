@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["gram", "padding_of", "patches"]
+__all__ = ["cholesky", "gram", "padding_of", "patches"]
 
 _PATCH_BYTES = 2**27  # of unfolded patches at a time
 
@@ -46,6 +46,17 @@ def gram(module: Any, x: Tensor, groups: int) -> Tensor:
         u = patches(module, part, groups)
         total = total + (u.mT @ u).double()
     return total
+
+
+def cholesky(matrices: Tensor) -> Tensor | None:
+    """Lower factors of positive definite matrices; ``None`` if one is not, by rounding errors say.
+
+    Example:
+        >>> cholesky(torch.tensor([[[4.0]]])).item(), cholesky(torch.tensor([[[-1.0]]]))
+        (2.0, None)
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrices)
+    return None if bool(failed.any()) or not bool(factor.isfinite().all()) else factor
 
 
 def patches(module: Any, x: Tensor, groups: int) -> Tensor:

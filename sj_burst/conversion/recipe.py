@@ -249,6 +249,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             progress=self.progress,
         )
         if self.options.threshold == "rate_distortion":
+            if torch.is_inference_mode_enabled():
+                raise ValueError(
+                    "threshold='rate_distortion' takes gradients, which torch.inference_mode() forbids; "
+                    "convert outside of it"
+                )
             count = self.options.calibration_images
             images = Inputs(join([x.value for x in self._images(count)]))
             parts = [images[i : i + _LARGEST_BATCH] for i in range(0, len(images), _LARGEST_BATCH)]
@@ -367,7 +372,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             options.energy_budget,
             self.time_dim is not None,
         )
-        images = [x.to(snn.device).value for x in self._images(_MEASURED)]
+        images = [(x.to(snn.device).value,) for x in self._images(_MEASURED)]  # a tuple is no target
         for calibrated in (False, True):
             plan.forget()
             for _ in range(_ROUNDS):
@@ -379,6 +384,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 if plan.correct(tried, images):
                     break
             plan.settle()
+        plan.warn_of_excess()
         plan.spend(snn)
         self._fit_layers(snn, options.calibration_images)
         return snn

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import grad
 
-from .gram import gram, padding_of
+from .gram import cholesky, gram, padding_of
 from .layer import Layer, add_bias
 
 __all__ = ["has_patches", "input_gram", "refit_weights"]
@@ -40,7 +40,9 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
     penalty += 1e-12 * penalty.max()
-    factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+    factor = cholesky(gram + torch.diag_embed(penalty))
+    if factor is None:  # nothing to go by
+        return
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
     # A leaky activation tells its input on either side.
     one_sided = layer.neuron is not None and layer.neuron.negative_slope is None
@@ -85,7 +87,8 @@ def input_gram(layer: Layer, groups: int) -> Tensor:
     if layer.gram is None:
         total: Any = 0.0
         for (y,) in _chunks(layer.inputs):
-            total = total + gram(layer.affine, y.to(layer.device), groups)
+            y = y.to(layer.device, torch.promote_types(y.dtype, torch.float32))
+            total = total + gram(layer.affine, y, groups)
         layer.gram = total
     assert layer.gram is not None
     return layer.gram

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.units import scale_inputs
+from .gram import cholesky
 from .layer import Layer, add_bias
 from .ridge import has_patches, input_gram
 from .weights import round_weights, weight_scale
@@ -53,7 +54,11 @@ def round_layer(layer: Layer, bits: int) -> None:
     gram = gram / (units.unsqueeze(1) * units.unsqueeze(2))
     rounded, bias = [], []
     for w, s, h in zip(weight, scale, gram, strict=True):
-        q, b = _round_group(w, s, h, 2 ** (bits - 1) - 1)
+        found = _round_group(w, s, h, 2 ** (bits - 1) - 1)
+        if found is None:  # inputs that are next to nothing
+            round_weights(module, bits, layer.unit)
+            return
+        q, b = found
         rounded.append(q * s.unsqueeze(1))
         bias.append(b)
     new = torch.stack(rounded) / unit.unsqueeze(1)
@@ -61,8 +66,10 @@ def round_layer(layer: Layer, bits: int) -> None:
     add_bias(module, torch.cat(bias).to(dtype))
 
 
-def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
     """Integers ``[outputs, inputs]``, and what the bias has to make up for ``[outputs]``.
+
+    ``None`` if the matrix has no factor.
 
     Args:
         weight: in units of counts ``[outputs, inputs]``.
@@ -77,8 +84,11 @@ def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tupl
     damping = _DAMPING * energy.mean().clamp_min(1e-30)
     h = h + torch.diag(torch.full_like(h.diagonal(), float(damping)))
     # Rows of this factor are what is left of the inverse after the inputs before them.
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    lower = cholesky(h)
+    lower = None if lower is None else cholesky(torch.cholesky_inverse(lower))
+    if lower is None:
+        return None
+    factor = lower.mT
     largest = weight.abs().argmax(1)
     left = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)[:, order]
     anchored = order == largest.unsqueeze(1)

@@ -14,6 +14,7 @@ from ..modules.pooling import MAX_POOLS
 from ..utils import distributed
 from ..utils.inputs import Inputs, bind
 from ..utils.outputs import tensors_of
+from .assemble import slope_below_zero
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
@@ -26,7 +27,8 @@ class Sensitivity:
     r"""What calibration images tell of every activation a of a network.
 
     Attributes:
-        size: mean of \|a\| over the samples ``[1, ...]``; of what max-pooling returns, too.
+        size: mean of \|a\| over the samples ``[1, ...]``; of what max-pooling returns, too. Of leaky
+            activations the mean of \|z\|, which their spikes stand for.
         weight: mean of :math:`(\partial \ell / \partial a)^2` where a is not zero, by channel ``[C]`` or
             of the layer ``[1]``.
         samples: how many images there were.
@@ -70,13 +72,13 @@ def measure_sensitivity(
     found, squares, active = Sensitivity(), dict[str, Any](), dict[str, Any]()
     for x in inputs:
         found.samples += len(x)
-        with torch.enable_grad(), _Probed(gm, names, pools) as (values, probes):
+        with torch.enable_grad(), _Probed(gm, names, pools) as (values, sizes, probes):
             answer = gm(*bind(gm, x.to(device).value).values())
             likelihood = log_likelihood(answer, generator)
         asked = [probes[name] for name in names]
         gradients = torch.autograd.grad(likelihood, asked, allow_unused=True)
-        for name, value in values.items():
-            found.size[name] = found.size.get(name, 0) + value.abs().double().sum(0, keepdim=True)
+        for name, size in sizes.items():
+            found.size[name] = found.size.get(name, 0) + size.double().sum(0, keepdim=True)
         for name, gradient in zip(names, gradients, strict=True):
             on = values[name] != 0
             square = torch.zeros_like(on, dtype=torch.float64)
@@ -87,6 +89,8 @@ def measure_sensitivity(
     total = distributed.total
     found.size = {name: total(size) / found.samples for name, size in found.size.items()}
     found.weight = {name: _ratio(total(squares[name]), total(active[name])) for name in names}
+    if not any(weight.any() for weight in found.weight.values()):  # a network sure of all its answers
+        found.weight = {name: torch.ones_like(weight) for name, weight in found.weight.items()}
     return found
 
 
@@ -96,13 +100,16 @@ class _Probed(ExitStack):
     def __init__(self, gm: fx.GraphModule, names: list[str], pools: list[str]) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
+        self.sizes: dict[str, Tensor] = {}  # of what spikes stand for
         self.probes: dict[str, Tensor] = {}
         for name in (*names, *pools):
             hook = self._hook(name, probe=name in names)
             self.callback(gm.get_submodule(name).register_forward_hook(hook).remove)
 
     def _hook(self, name: str, probe: bool) -> Callable[..., Tensor | None]:
-        def hook(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:
+        def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
+            leaky = slope_below_zero(module) is not None
+            self.sizes[name] = (inputs[0] if leaky else out).detach().abs()
             self.values[name] = out.detach()
             if not probe:
                 return None
@@ -113,7 +120,7 @@ class _Probed(ExitStack):
 
     def __enter__(self) -> Any:
         super().__enter__()
-        return self.values, self.probes
+        return self.values, self.sizes, self.probes
 
 
 def log_likelihood(answer: Any, generator: torch.Generator) -> Tensor:

@@ -63,8 +63,8 @@ class SpikeCounter:
 
     Attributes:
         per_step: for every layer of neurons ``[T]``, over all samples and neurons.
-        net: the same with negative spikes taken off; a leaky layer, whose totals may rightly be
-            negative, is left out.
+        net: the same with negative spikes taken off, of burst neurons; a leaky layer, whose totals may
+            rightly be negative, is left out.
         per_neuron: for every layer that emits spikes its events ``[3, ...]`` by each of
             ``ACCOUNTINGS``, over all samples and steps. Without its unit, pooling is counted as if a
             spike weighed one.
@@ -82,7 +82,7 @@ class SpikeCounter:
         by_step = [n for n, m in self.layers.items() if time_steps and isinstance(m, NEURONS)]
         zeros = torch.zeros(time_steps or 0, dtype=torch.float64, device=device_of(snn))
         self.per_step = {name: zeros.clone() for name in by_step}
-        self.net = {name: zeros.clone() for name in by_step if not _is_leaky(self.layers[name])}
+        self.net = {name: zeros.clone() for name in by_step if _has_net(self.layers[name])}
         self.per_neuron: dict[str, Tensor] = {}
         self.sizes_vary = False
         self._pool_units = pool_units or {}
@@ -119,7 +119,9 @@ class SpikeCounter:
             steps = slice(first, first + len(found.per_step))
             self._steps[name] = steps.stop
             self.per_step[name][steps] += found.per_step
-            if name in self.net and found.net is not None:
+            if found.net is None:  # not told
+                self.net.pop(name, None)
+            elif name in self.net:
                 self.net[name][steps] += found.net
         events = found.per_neuron.expand(len(ACCOUNTINGS), *found.per_neuron.shape[1:])
         before = self.per_neuron.get(name)
@@ -149,11 +151,13 @@ class SpikeCounter:
         if unit is None:
             return at_least_single(y)
         numbers = at_least_single(y) / per_channel(at_least_single(unit), y.dim())
-        return torch.where(numbers.isfinite(), numbers, 0.0)  # where no window is
+        numbers = torch.where(numbers.isfinite(), numbers, 0.0)  # where no window is
+        whole = numbers.round()  # but for rounding errors, and for parts of spikes
+        return torch.where((numbers - whole).abs() <= 1e-3 * whole.abs().clamp_min(1), whole, numbers)
 
 
-def _is_leaky(module: nn.Module) -> bool:
-    return isinstance(module, BurstIFNode) and module.negative_slope is not None
+def _has_net(module: nn.Module) -> bool:
+    return isinstance(module, BurstIFNode) and module.negative_slope is None
 
 
 def _kinds(module: nn.Module) -> int:

@@ -134,8 +134,10 @@ class SpikeWalk:
             module = self.gm.get_submodule(name)
             unit = getattr(module, "pool", module)(source.unit)
             return _Spikes(self.emitted[name], unit)
-        if is_module(self.gm, node, (RepeatOverTime, AffineScale, *BATCH_NORMS)):
+        if is_module(self.gm, node, (RepeatOverTime, AffineScale)):
             return source
+        if is_module(self.gm, node, BATCH_NORMS):
+            return _Spikes(source.count, source.unit * _factor(self.gm.get_submodule(name), source.unit))
         if is_module(self.gm, node, CountPool):
             pool: Any = self.gm.get_submodule(name)
             return _Spikes(_window_sums(pool.pool, source.count), pool.pool(source.unit))
@@ -192,6 +194,12 @@ class SpikeWalk:
         operands = [self.flow[n] for n in node.args if isinstance(n, fx.Node) and n in self.flow]
         shape = self.values[node].shape
         unit = operands[0].unit.expand(shape)
+        if len(operands) == 1 and getattr(node.target, "__name__", "") in ("mul", "truediv", "div"):
+
+            def given(n: fx.Node) -> Any:
+                return self.flow[n].unit if n in self.flow else self.values[n]
+
+            unit = evaluate_node(self.gm, node, given).abs().double().expand(shape)  # by a constant
         for other in operands[1:]:
             unit = torch.maximum(unit, other.unit.expand(shape))
         return _Spikes(sum(s.count.expand(shape) for s in operands), unit)
@@ -208,8 +216,12 @@ class SpikeWalk:
 
         count, unit = run("count"), run("unit")  # tuples after split and chunk
         if is_module(self.gm, node, AVERAGE_POOLS):
-            source = self.flow[node.all_input_nodes[0]].count
-            count = _window_sums(self.gm.get_submodule(str(node.target)), source)
+            source, pool = (
+                self.flow[node.all_input_nodes[0]].count,
+                self.gm.get_submodule(str(node.target)),
+            )
+            count = _window_sums(pool, source)
+            unit = unit / _window_sums(pool, torch.ones_like(source)).clamp_min(1)  # its part
         elif getattr(node.target, "__name__", node.target) == "mean":
             source = self.flow[node.all_input_nodes[0]].count
             count = count * (source.numel() / count.numel())
@@ -238,6 +250,14 @@ def _by_channel(unit: Tensor) -> Tensor:
     most = rows.amax(1)
     alike = ((rows == most.unsqueeze(1)) | (rows == 0)).all()
     return most if bool(alike) else unit
+
+
+def _factor(norm: Any, like: Tensor) -> Tensor:
+    """By how much a BatchNorm makes a spike weigh more, by channel."""
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.detach().double()
+    return per_channel(factor.abs(), like.dim())
 
 
 def _bias(node: fx.Node) -> Any:

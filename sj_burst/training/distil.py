@@ -17,6 +17,7 @@ from ..graph.quantised import quantised
 from ..modules.rate import RateNeuron
 from ..modules.temporal import TemporalModule, time_sum
 from ..network import SpikingNetwork
+from ..options import check_energy_budget
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import evaluate
 from ..utils.inputs import Inputs, call
@@ -179,7 +180,7 @@ def distil(
     check_positive(lr=lr)
     check_range(0, math.inf, weight_lr=weight_lr)
     if energy_budget is not None:
-        check_positive(energy_budget=energy_budget)
+        check_energy_budget(energy_budget)
     if weight_lr and snn.options.weight_bits is not None:
         raise ValueError(
             f"weight_lr={weight_lr} would undo weight_bits={snn.options.weight_bits}; pass weight_lr=0"
@@ -195,13 +196,15 @@ def distil(
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
     settings |= {} if energy_budget is None else {"energy_budget": energy_budget}
     run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
+    if energy_budget is not None:
+        example = _example(snn, steps if time_dim is not None else None)
+        energy = EnergyPenalty(snn, student.rates, example, energy_budget, steps, total)
+        energy.price = run.extra.get("price", energy.price)
     for epoch in range(run.epoch + 1, epochs + 1):
         losses = []
         found = batches(loader, "loader", time_dim, steps)
         for x, _ in tqdm(found, f"distil {epoch}/{epochs}", disable=not progress, leave=False):
             x = x.to(snn.device)
-            if energy_budget is not None and energy is None:
-                energy = EnergyPenalty(snn, student.rates, x[:1], energy_budget, steps)
             answer = student.answer(x)
             with torch.no_grad():
                 wanted = evaluate(ann, x.picture())
@@ -210,8 +213,20 @@ def distil(
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)
-        run.save(epoch)
+        run.save(epoch, **({} if energy is None else {"price": energy.price}))
+    if energy is not None:
+        energy.warn_of_excess()
     return student.finish()
+
+
+def _example(snn: SpikingNetwork, frames: int | None) -> Inputs:
+    """A sample of what calibration has seen, for the shapes; of so many frames if it changes."""
+    shown = {
+        name: torch.zeros(1, *(() if frames is None else (frames,)), *kind.shape, dtype=kind.dtype)
+        for name, kind in snn.inputs.items()
+    }
+    one = next(iter(shown.values())) if len(shown) == 1 else shown
+    return Inputs(one, sequence=frames is not None).to(snn.device)
 
 
 def _cosine(share: float) -> float:

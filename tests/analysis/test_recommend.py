@@ -187,7 +187,7 @@ def fake(monkeypatch, drop_of):
             self.accuracy = torch.tensor([1 - drop / 100])
 
     monkeypatch.setattr(recommend_module, "convert", lambda ann, loader, options, **_: options)
-    monkeypatch.setattr(recommend_module, "_least_budget", lambda *_: 0.01)
+    monkeypatch.setattr(recommend_module, "_least_budget", lambda *_: lambda _: 0.01)
     monkeypatch.setattr(recommend_module, "simulate", lambda options, *_, **__: Result(drop_of(options)))
 
 

@@ -107,3 +107,37 @@ def test_frames_cost_the_first_layer_at_every_step(convert):
     snn = convert(Wide(nn.ReLU), [frames], time_dim=1, energy_budget=0.25, **RULE)
     found = synops(snn, [frames], 2, time_dim=1)
     assert found.energy / found.ann_energy == pytest.approx(0.25, rel=0.1)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(2, 8, 3), nn.Conv2d(2, 8, 3), nn.Conv2d(8, 16, 3)
+        self.d = nn.Conv2d(16, 4, 3)
+
+    def forward(self, x, z):
+        y = torch.relu(self.a(x)) + torch.relu(self.b(z))
+        return self.d(torch.relu(self.c(y))).mean((2, 3))
+
+
+def test_two_inputs(convert):
+    batch = ((X, X.flip(0)), torch.zeros(len(X)).long())
+    snn = convert(Two(), [batch], energy_budget=0.6, **RULE)
+    found = synops(snn, [batch], 2)
+    assert found.energy / found.ann_energy == pytest.approx(0.6, rel=0.1)
+
+
+def test_what_cannot_be_met_is_told(convert):
+    with pytest.warns(UserWarning, match="energy_budget=0.001: spikes cost .* more"):
+        convert(Wide(nn.ReLU), [X], energy_budget=0.001, coding="rate", **RULE)
+    with torch.inference_mode(), pytest.raises(ValueError, match="convert outside of it"):
+        convert(Wide(nn.ReLU), [X], energy_budget=0.2, **RULE)
+
+
+def test_a_network_that_is_sure_of_all_answers_still_spikes(convert):
+    ann = Wide(nn.ReLU)
+    with torch.no_grad():
+        ann.layers[-1].bias[0] = 1e4
+    snn = convert(ann, [X], energy_budget=0.2, **RULE)
+    assert 0.15 < share(snn) < 0.22

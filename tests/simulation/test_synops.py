@@ -270,3 +270,54 @@ def test_bad_arguments(convert):
         synops(nn.Linear(3, 2), [x], 4)
     with pytest.raises(TypeError, match="no neuron"):
         synops(torch.fx.symbolic_trace(nn.Linear(3, 2)), [x], 4)
+
+
+class Scaled(nn.Module):
+    """Max-pooling of what is not multiples of the neurons' thresholds themselves."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.c, self.kind = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 2), kind
+        self.bn = nn.BatchNorm2d(4)
+        nn.init.uniform_(self.bn.weight, 0.2, 4.0)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        if self.kind == "norm":
+            y = self.bn(y)
+        elif self.kind == "factor":
+            y = y * 4
+        return self.c(F.max_pool2d(F.avg_pool2d(y, 2) if self.kind == "average" else y, 2))
+
+
+@pytest.mark.parametrize("kind", ["plain", "norm", "factor", "average"])
+def test_pooling_passes_whole_spikes_whatever_they_weigh(convert, kind):
+    x = torch.randn(6, 2, 14, 14)
+    snn = convert(Scaled(kind).eval(), [x], calibration="none", max_spikes=4)
+    unit = {}
+    for pool in snn.graph.modules():
+        if type(pool).__name__ == "LIPool":
+            pool.register_forward_hook(lambda m, _, y: unit.setdefault("y", []).append(y))
+    counted = synops(snn, [x], 6)
+    found = counted.layers["c"]
+    assert found.graded_synops <= found.binary_synops <= found.synops
+    theta = snn.neurons()[next(iter(snn.neurons()))].threshold.view(-1, 1, 1)
+    bn = snn.graph.get_submodule("bn") if kind == "norm" else None
+    factor = {"plain": 1.0, "factor": 4.0, "average": 0.25, "norm": None}[kind]
+    if bn is not None:
+        factor = (bn.weight / (bn.running_var + bn.eps).sqrt()).abs().view(-1, 1, 1)
+    y = torch.cat([part for part in unit["y"] if len(part) > 1])
+    n = (y / (theta * factor)).abs()
+    fans = torch.zeros(n.shape[2:])
+    for i in range(fans.shape[0]):
+        for j in range(fans.shape[1]):
+            one = torch.zeros(1, 1, *fans.shape)
+            one[..., i, j] = 1
+            fans[i, j] = F.conv2d(one, torch.ones(1, 1, 2, 2)).sum() * 3
+    for accounting, value in (
+        ("unary", found.synops),
+        ("binary", found.binary_synops),
+        ("graded", found.graded_synops),
+    ):
+        expected = (events_of((n).round(), accounting) * fans).sum().item() / 6
+        assert value == pytest.approx(expected, rel=1e-3), accounting

@@ -27,7 +27,7 @@ def test_it_counts_what_synops_counts(convert, make):
     """In one step a count is a number of spikes."""
     snn = convert(make(), [X], time_steps=1, max_spikes=7)
     rates = quantised(snn.graph, 1)
-    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 2.0, 1)
+    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 2.0, 1, 300)
     rates(X)
     price = penalty.price
     spent = penalty().item() / price * penalty.budget
@@ -41,7 +41,7 @@ def test_it_counts_what_synops_counts(convert, make):
 def test_gradients_reach_what_is_before_the_spikes(convert):
     snn = convert(averaged(), [X], time_steps=1, max_spikes=7)
     rates = quantised(snn.graph, 1)
-    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 1.0, 1)
+    penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 1.0, 1, 300)
     rates(X)
     penalty().backward()
     assert rates.get_submodule("0").weight.grad.abs().sum() > 0
