@@ -1,5 +1,6 @@
 """Thresholds that spend a budget of energy where it matters most."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -95,7 +96,12 @@ class ThresholdBudget:
         spikes, processes = distributed.total(found.double()).tolist()
         measured = max(spikes / processes, 1e-30)
         self.tried.append(_Tried(self.target, measured))
-        self.target *= self.budget / measured
+        guess = self.target * self.budget / measured
+        low = max((t.target for t in self.tried if t.measured <= self.budget), default=0.0)
+        high = min((t.target for t in self.tried if t.measured > self.budget), default=math.inf)
+        if 0 < low < high < math.inf and not low < guess < high:  # calibration may do more than follow
+            guess = math.sqrt(low * high)
+        self.target = guess
         return abs(measured / self.budget - 1) <= _CLOSE
 
     def forget(self) -> None:

@@ -49,7 +49,7 @@ _BATCH_BYTES = {"cpu": 2**25}
 _LARGEST_BATCH_BYTES = 2**30  # elsewhere
 _LARGEST_BATCH = 32
 _MEASURED = 64  # images that tell what a network spends
-_ROUNDS = 4  # of corrections by what was measured, before and after calibration
+_ROUNDS = 6  # of corrections by what was measured, before and after calibration
 _LAYERS_HELD = 4  # of the largest layers, at most, as real numbers in all steps
 
 

@@ -178,7 +178,9 @@ def test_the_rest_of_the_package_takes_them(tmp_path, name):
 def test_layers_of_a_read_out_cost_macs_once_a_sample():
     _, x, snn, bare = pair(ENDS["normalised and weighed"])
     counted = sj_burst.synops(snn, [x], 4)
-    assert counted.layers["last"] == sj_burst.simulation.operations.LayerOperations(0, 20, 20)
+    assert counted.layers["last"] == sj_burst.simulation.operations.LayerOperations(
+        0, 20, 20, binary_synops=0, graded_synops=0
+    )
     assert sj_burst.simulate(snn, [x], 4, progress=False).operations.layers == counted.layers
     others = sj_burst.synops(bare, [x], 4).layers
     assert all(counted.layers[name] == others[name] for name in ("a", "trunk.0", "trunk.2"))

@@ -27,15 +27,15 @@ def test_weights_are_the_fisher_information():
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     x = torch.randn(300, 3)
     gm = standardize(net, x[:2])
-    batches = [Inputs(part) for part in x.repeat(30, 1).split(900)]  # 30 labels for each
+    batches = [Inputs(part) for part in x.repeat(100, 1).split(3000)]  # 100 labels for each
     found = measure_sensitivity(gm, batches, "cpu")
-    assert found.samples == 9000
+    assert found.samples == 30_000
     for name, head in (("1", 2), ("3", 4)):
         with torch.no_grad():
             a = net[:head](x)
         fisher, on = slow_fisher(net[head:], a), a > 0
         wanted = (fisher * on).sum(0) / on.sum(0)
-        assert torch.allclose(found.weight[name].float(), wanted, rtol=0.15, atol=0.02 * wanted.max())
+        assert torch.allclose(found.weight[name].float(), wanted, rtol=0.2, atol=0.05 * wanted.max())
         assert torch.allclose(found.size[name].float(), a.mean(0, keepdim=True), rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ from sj_burst.simulation.spikes import SpikeCounter, count_spikes
 from tests.networks import vgg
 
 X = torch.rand(24, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+BITS = torch.tensor([bin(n).count("1") for n in range(64)]).double()
 BACKENDS = [b for b in ("torch", "numba") if is_installed(b)]
 
 
@@ -30,8 +31,7 @@ class Reference:
         theta = node.threshold.double().view(-1, *[1] * (y.dim() - 3))
         n = (y / theta).round().abs()
         self.per_step[name] += [step.sum().item() for step in n]
-        bits = torch.tensor([bin(int(k)).count("1") for k in n.flatten()]).view_as(n)
-        events = torch.stack([n, bits.double(), (n > 0).double()])
+        events = torch.stack([n, BITS[n.long()], (n > 0).double()])
         self.per_neuron[name] = self.per_neuron[name] + events.sum((1, 2))
 
 
