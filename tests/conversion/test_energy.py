@@ -39,7 +39,7 @@ def share(snn, x=X, steps=2):
 @pytest.mark.parametrize("options", [{}, {"channel_wise": False}, {"calibration": "none"}])
 def test_what_is_spent_is_the_budget(convert, activation, options):
     ann = Wide(activation)
-    for budget in (0.14, 0.09):
+    for budget in (0.2, 0.14):
         snn = convert(ann, [X], energy_budget=budget, **RULE, **options)
         assert 0.8 * budget < share(snn) < 1.1 * budget
 

@@ -35,7 +35,10 @@ def test_weights_are_the_fisher_information():
             a = net[:head](x)
         fisher, on = slow_fisher(net[head:], a), a > 0
         wanted = (fisher * on).sum(0) / on.sum(0)
-        assert torch.allclose(found.weight[name].float(), wanted, rtol=0.2, atol=0.05 * wanted.max())
+        often = on.sum(0) > 30  # others lean on their layer's mean
+        assert often.sum() >= 3
+        close = {"rtol": 0.15, "atol": 0.01 * wanted.max()}
+        assert torch.allclose(found.weight[name].float()[often], wanted[often], **close)
         assert torch.allclose(found.size[name].float(), a.mean(0, keepdim=True), rtol=1e-4)
 
 
