@@ -127,7 +127,7 @@ def recommend(
         objective: what shall be least.
         images: how many images are used in all.
         progress: show progress bars.
-        **options: of :class:`~sj_burst.Options`, but T and Γ; with ``"energy"`` nor ``threshold``.
+        **options: of :class:`~sj_burst.Options`, but T and Γ, and with ``"energy"`` but ``threshold``.
 
     Returns:
         A :class:`Recommendation`.
