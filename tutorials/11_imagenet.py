@@ -9,19 +9,22 @@ PHOTOS is a folder of image files, or of a folder for each of the network's clas
 order (without labels, agreement with the ANN is all that is measured), or a file as in loaders.py.
 Photos with an even number calibrate, those with an odd number test. Every setting Γ:T is converted for
 each draw of the calibration photos; with --distil EPOCHS it is then fitted to the answers of the ANN on
-random crops of all photos that calibrate, without labels. Prints points below the ANN and agreement, and
-what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs torchvision; on two cores a
-setting of SqueezeNet takes about four minutes, and an epoch of --distil one or two.
+random crops of all photos that calibrate, without labels. With --energy-budget B thresholds are those
+of "rate_distortion" within B of the ANN's energy. Prints points below the ANN and agreement, energy as
+a share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
+torchvision; on two cores a setting of SqueezeNet takes about four minutes, and an epoch of --distil one
+or two.
 """
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,10 +100,70 @@ def network(args: argparse.Namespace) -> nn.Module:
     return net.eval()
 
 
-def batches(x: Tensor, prepare: Any, labels: Tensor | None = None) -> list[Any]:
-    """Batches of prepared photos, with labels if there are any."""
-    parts = [prepare(part) for part in x.split(BATCH)]
-    return parts if labels is None else list(zip(parts, labels.split(BATCH), strict=True))
+def batches(x: Tensor, prepare: Any) -> list[Tensor]:
+    """Batches of prepared photos."""
+    return [prepare(part) for part in x.split(BATCH)]
+
+
+class Setting(NamedTuple):
+    """How the network is converted."""
+
+    max_spikes: int
+    time_steps: int
+    weight_bits: int  # 32: weights as they are
+    energy_budget: float  # 1: thresholds of least error, whatever they cost
+    distil: int  # epochs
+
+    def __str__(self) -> str:
+        label = f"Γ={self.max_spikes}, T={self.time_steps}"
+        label += f", {self.weight_bits} bits" if self.weight_bits < 32 else ""
+        label += f", energy {self.energy_budget}" if self.energy_budget < 1 else ""
+        return label + (f", {self.distil} epochs" if self.distil else "")
+
+    def options(self) -> sj_burst.Options:
+        """Those of the conversion."""
+        options = sj_burst.Options(
+            max_spikes=self.max_spikes,
+            time_steps=self.time_steps,
+            output="potential",
+            weight_bits=None if self.weight_bits == 32 else self.weight_bits,
+        )
+        if self.energy_budget == 1:
+            return options
+        within: dict[str, Any] = {"threshold": "rate_distortion", "energy_budget": self.energy_budget}
+        return dataclasses.replace(options, **within)
+
+
+def converted(
+    ann: nn.Module, even: Tensor, setting: Setting, args: argparse.Namespace, seed: int
+) -> sj_burst.SpikingNetwork:
+    """The network converted with the first of these photos, and distilled with all of them."""
+    prepare = PIXELS[args.pixels]
+    options = dataclasses.replace(setting.options(), calibration_images=args.calibration_images)
+    snn = sj_burst.convert(ann, batches(even[: args.calibration_images], prepare), options)
+    if not setting.distil:
+        return snn
+    return sj_burst.training.distil(
+        snn,
+        ann,
+        Crops(even, prepare, seed),
+        epochs=setting.distil,
+        weight_lr=args.weight_lr if setting.weight_bits == 32 else 0,  # rounded weights stay
+        energy_budget=None if setting.energy_budget == 1 else setting.energy_budget,
+    )
+
+
+def measured(
+    result: sj_burst.SimulationResult, answers: Tensor, ann_accuracy: float
+) -> dict[str, float]:
+    """Points lost, agreement with the ANN's answers, and energies as shares of the ANN's."""
+    assert result.accuracy is not None and result.operations is not None
+    energies = result.operations.energies
+    return {
+        "lost": 100 * (ann_accuracy - result.accuracy[-1].item()),
+        "agreement": 100 * (result.output.argmax(1) == answers).float().mean().item(),
+        **{name: energies[name] / result.operations.ann_energy for name in ("unary", "binary")},
+    }
 
 
 def main() -> None:
@@ -111,6 +174,7 @@ def main() -> None:
     p.add_argument("--pixels", choices=PIXELS, default="imagenet", help="what the network takes")
     p.add_argument("--settings", nargs="*", default=["15:2", "4:4", "1:8", "1:16"], help="Γ:T")
     p.add_argument("--weight-bits", nargs="*", type=int, default=[32], help="of the weights; 32: as is")
+    p.add_argument("--energy-budget", nargs="*", type=float, default=[1.0], help="share of the ANN's")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration photos")
     p.add_argument("--distil", type=int, default=0, help="epochs of distillation")
     p.add_argument("--weight-lr", type=float, default=2e-4, help="of distillation")
@@ -118,79 +182,64 @@ def main() -> None:
     args = p.parse_args()
 
     pixels, labels = photographs(Path(args.data or "photos"))
-    prepare = PIXELS[args.pixels]
     ann = network(args).to(args.device)
     shown = pixels[1::2][: args.test_images]
+    test = batches(shown, PIXELS[args.pixels])
     with torch.no_grad():
-        answers = torch.cat([ann(x.to(args.device)).argmax(1).cpu() for x in batches(shown, prepare)])
+        answers = torch.cat([ann(x.to(args.device)).argmax(1).cpu() for x in test])
     truth = answers if labels is None else labels[1::2][: args.test_images]
     ann_accuracy = (answers == truth).float().mean().item()
     name = args.onnx.stem if args.onnx else args.network
-    print(f"{name}: ANN {100 * ann_accuracy:.1f} % of {len(shown)} photos; points lost / agreement")
+    print(f"{name}: ANN {100 * ann_accuracy:.1f} % of {len(shown)} photos")
+    print(f"{'':36s} lost / agreement, energy (in binary) / ANN's, conversion")
 
     results: dict[str, Any] = {}
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    rows = []
-    for number in range(args.draws):
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    chosen = itertools.product(args.settings, args.weight_bits, args.energy_budget)
+    for number, (steps, bits, budget) in itertools.product(range(args.draws), list(chosen)):
+        setting = Setting(*map(int, steps.split(":")), bits, budget, args.distil)
         generator = torch.Generator().manual_seed(args.seed + number)
         even = pixels[0::2][torch.randperm(len(pixels[0::2]), generator=generator)]
-        calibration = batches(even[: args.calibration_images], prepare)
-        for setting, bits in itertools.product(args.settings, args.weight_bits):
-            gamma, steps = map(int, setting.split(":"))
-            start = time.time()
-            snn = sj_burst.convert(
-                ann,
-                calibration,
-                max_spikes=gamma,
-                time_steps=steps,
-                calibration_images=args.calibration_images,
-                output="potential",
-                weight_bits=None if bits == 32 else bits,
-            )
-            if args.distil:
-                crops = Crops(even, prepare, args.seed + number)
-                weight_lr = args.weight_lr if bits == 32 else 0  # rounded weights stay
-                options = {"epochs": args.distil, "weight_lr": weight_lr}
-                snn = sj_burst.training.distil(snn, ann, crops, **options)
-            seconds = time.time() - start
-            result = sj_burst.simulate(snn, batches(shown, prepare, truth), steps)
-            lost = 100 * (ann_accuracy - result.accuracy[-1].item())
-            agreement = 100 * (result.output.argmax(1) == answers).float().mean().item()
-            label = f"Γ={gamma}, T={steps}" + (f", {bits} bits" if bits < 32 else "")
-            label += f", {args.distil} epochs" if args.distil else ""
-            print(
-                f"draw {number}  {label:24s} {lost:5.1f} / {agreement:.1f}   {seconds:.0f} s", flush=True
-            )
-            found[label].append((lost, agreement))
-            results.setdefault(label, result)
-            keys = {"draw": number, "max_spikes": gamma, "time_steps": steps, "distil": args.distil}
-            keys["weight_bits"] = bits
-            values = {
-                "lost": f"{lost:.2f}",
-                "agreement": f"{agreement:.2f}",
-                "seconds": f"{seconds:.0f}",
-            }
-            rows.append({"network": name, "seed": args.seed} | keys | values)
-            append(args.figures / f"11_imagenet_{name}.csv", rows[-1:])
+        start = time.time()
+        snn = converted(ann, even, setting, args, args.seed + number)
+        seconds = time.time() - start
+        result = sj_burst.simulate(
+            snn, list(zip(test, truth.split(BATCH), strict=True)), setting.time_steps
+        )
+        values = measured(result, answers, ann_accuracy)
+        print(f"draw {number}  {setting!s:28s} {line(values)}   {seconds:.0f} s", flush=True)
+        found[str(setting)].append(values)
+        results.setdefault(str(setting), result)
+        keys = {"network": name, "seed": args.seed, "draw": number} | setting._asdict()
+        texts = {key: f"{value:.4g}" for key, value in values.items()}
+        append(args.figures / f"11_imagenet_{name}.csv", keys | texts | {"seconds": f"{seconds:.0f}"})
 
-    for label, pairs in found.items():
-        lost, agreement = torch.tensor(pairs).T
-        spread = f" ± {lost.std():.1f} / ± {agreement.std():.1f}" if len(pairs) > 1 else ""
-        print(f"{label:24s} {lost.mean():5.1f} / {agreement.mean():.1f}{spread}")
+    for label, draws in found.items():
+        columns = {key: torch.tensor([values[key] for values in draws]) for key in draws[0]}
+        text = f"{label:36s} {line({key: column.mean().item() for key, column in columns.items()})}"
+        if len(draws) > 1:
+            text += f"   ± {columns['lost'].std():.1f} / ± {columns['agreement'].std():.1f}"
+        print(text)
     fig, ax = sj_burst.plot.accuracy_vs_time(results, ann_accuracy=ann_accuracy)
     ax.set_title(f"{name}, {len(shown)} photos", fontsize="medium")
     save(fig, args, f"11_imagenet_{name}.png")
 
 
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a table, so that what was measured is kept if the rest is interrupted."""
+def line(values: dict[str, float]) -> str:
+    """What was measured, in one line."""
+    cells = f"{values['lost']:5.1f} / {values['agreement']:.1f}"
+    return f"{cells}   {values['unary']:.3f} ({values['binary']:.3f})"
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a table, so that what was measured is kept if the rest is interrupted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
 
 
 if __name__ == "__main__":
