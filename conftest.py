@@ -13,8 +13,10 @@ matplotlib.use("Agg")
 logger.remove()
 torch.set_num_threads(1)  # small tensors; threads of a busy machine wait for each other
 
-# The suite draws the same examples every time. `pytest --hypothesis-profile=long` looks for new ones.
+# The suite draws the same examples every time. `pytest --hypothesis-profile=long` looks for new ones;
+# versions that are tried beside the newest get a few.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.register_profile("short", deadline=None, max_examples=10, derandomize=True)
 hypothesis.settings.register_profile(
     "long", deadline=None, max_examples=2000, derandomize=False, print_blob=True
 )

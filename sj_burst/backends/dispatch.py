@@ -365,7 +365,7 @@ def li_pool_multi_step(
     """
     chosen = backend_for(backend, x_seq)
     has_kernel = type(pool) in POOLS_WITH_KERNELS and x_seq.dim() == pool_dim(pool)
-    if chosen == "cupy" and has_kernel and x_seq.dtype in operators.STORAGE:
+    if chosen == "cupy" and has_kernel and operators.pools(x_seq, pool):
         if not functional.needs_grad(x_seq, total, pooled):
             return operators.li_pool_multi_step(x_seq, total, pooled, pool)
     elif chosen == "numba" and has_kernel and _numba_pools(x_seq, total, pooled):

@@ -11,6 +11,7 @@ using std::rint;
 #define __global__
 #define __device__
 #define __shared__
+#define __launch_bounds__(...)
 #define HOST_SHIM
 
 struct Dimension { long long x; };
@@ -39,6 +40,10 @@ static T atomicAdd(T* target, T value) {
 
 static inline void store_16_bytes(unsigned int* target, const unsigned int* word) {
     std::memcpy(target, word, 16);
+}
+
+static inline void store_8_bytes(unsigned int* target, const unsigned int* word) {
+    std::memcpy(target, word, 8);
 }
 
 static inline float half_to_float(unsigned short bits) {

@@ -17,6 +17,7 @@ from spikingjelly.activation_based import surrogate
 from torch import nn
 
 from sj_burst import BurstIFNode, functional
+from sj_burst.backends import dispatch
 from sj_burst.backends.cuda import operators
 from sj_burst.backends.layout import state_dtype
 from sj_burst.modules.pooling import LIPool
@@ -88,6 +89,63 @@ def test_pooling_storage(dtype):
     got = operators.li_pool_multi_step(x_seq, total, pooled, pool)
     assert torch.equal(got[0], wanted[0].to(dtype))
     assert torch.equal(got[1], wanted[1]) and torch.equal(got[2], wanted[2])
+
+
+@pytest.mark.parametrize("dtype", operators.STORAGE, ids=str)
+@pytest.mark.parametrize(
+    ("pool", "words"),  # and the registers that the totals of one thread take
+    [(nn.MaxPool2d(2), 16), (nn.MaxPool2d(3, 2, 1), 18), (nn.MaxPool2d((1, 3), dilation=2), 12)],
+    ids=repr,
+)
+def test_neighbouring_channels_are_pooled_as_vectors(pool, words, dtype, monkeypatch):
+    launched = []
+    run = operators.launch_kernel
+    monkeypatch.setattr(operators, "launch_kernel", lambda *a: (launched.append(a), run(*a)))
+    state = state_dtype(dtype)
+    for steps, layout in itertools.product((1, 4), ("channels_last", "contiguous", "constant")):
+        shape = (2, 8, 9, 11)
+        x_seq = make_input(steps, shape, layout, dtype)
+        if layout == "constant":
+            x_seq = x_seq[0].contiguous(memory_format=torch.channels_last).expand(steps, *shape)
+        total = torch.rand(shape, dtype=state)
+        pooled = pool(total)
+        got = operators.li_pool_multi_step(x_seq, total, pooled, pool)
+        wanted = functional.li_pool_multi_step(x_seq.to(state), total, pooled, pool)
+        assert torch.equal(got[0], wanted[0].to(dtype))
+        assert torch.equal(got[1], wanted[1]) and torch.equal(got[2], wanted[2])
+        _, macros, work, *_ = launched[-1]
+        taps = macros["KERNEL_H"] * macros["KERNEL_W"]
+        width = 1 if layout == "contiguous" else words // taps // (state.itemsize // 4)
+        assert macros["WIDTH"] == width and work == pooled.numel() // width
+
+
+def test_vectors_off_their_boundaries_are_not_read_as_such():
+    pool, room = nn.MaxPool2d(2), torch.rand(160)
+    for offsets in itertools.product((0, 1), repeat=2):
+        x, total = (room[i : i + 64] for i in (offsets[0], 80 + offsets[1]))  # [1, 4, 4, C = 4]
+        pooled = torch.zeros(16)
+        assert operators._pool_width(x[None], total, pooled, 4, 4) == (1 if any(offsets) else 4)
+        x, total, pooled = (
+            row.view(1, size, size, 4).permute(0, 3, 1, 2)
+            for row, size in ((x, 4), (total, 4), (pooled, 2))
+        )
+        got = operators.li_pool_multi_step(x[None], total, pooled, pool)
+        wanted = functional.li_pool_multi_step(x[None], total, pooled, pool)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_large_windows_are_pooled_over_totals_in_memory(size, monkeypatch):
+    launched = []
+    run = operators.launch_kernel
+    monkeypatch.setattr(operators, "launch_kernel", lambda *a: (launched.append(a), run(*a)))
+    pool = nn.MaxPool2d(size, 1, size // 2)
+    x_seq = torch.rand(3, 1, 2, 12, 10)
+    states = torch.rand(1, 2, 12, 10), torch.zeros(pool(x_seq[0]).shape)
+    got = dispatch.li_pool_multi_step("cupy", x_seq, *states, pool)
+    assert len(launched) == (size == 5)
+    for a, b in zip(got, functional.li_pool_multi_step(x_seq, *states, pool), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_pooling_passes_nan_on():

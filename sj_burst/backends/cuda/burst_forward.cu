@@ -12,37 +12,6 @@
 typedef unsigned long long Tally;  // spikes of a step
 typedef unsigned int Partial;      // spikes of a step within a block
 
-// WIDTH elements in one memory transaction of at most 16 bytes.
-template <typename T>
-struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Pack { T item[WIDTH]; };
-
-template <typename T>
-__device__ inline Pack<T> load_pack(const T* source) {
-    return *reinterpret_cast<const Pack<T>*>(source);
-}
-
-#ifndef HOST_SHIM
-// Not a plain assignment: the slow path of a division branches between the elements of a pack, and
-// the compiler would then store each of them by itself.
-__device__ inline void store_16_bytes(unsigned int* target, const unsigned int* word) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-                 :: "l"(target), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
-}
-#endif
-
-template <typename T>
-__device__ inline void store_pack(T* target, const Pack<T>& pack) {
-    if constexpr (sizeof(Pack<T>) % 16 == 0) {
-        union { Pack<T> pack; unsigned int word[sizeof(Pack<T>) / 4]; } as = {pack};
-#pragma unroll
-        for (int i = 0; i < sizeof(Pack<T>) / 4; i += 4) {
-            store_16_bytes(reinterpret_cast<unsigned int*>(target) + i, as.word + i);
-        }
-    } else {
-        *reinterpret_cast<Pack<T>*>(target) = pack;
-    }
-}
-
 // The values of a parameter at WIDTH neighbouring neurons, the first of which is a multiple of WIDTH.
 __device__ inline void spread(const Parameter& parameter, Index first, State (&found)[WIDTH]) {
     const bool shared = parameter.inner % WIDTH == 0 || parameter.count == 1;

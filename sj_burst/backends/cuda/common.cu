@@ -1,7 +1,8 @@
 // What all kernels share. No header is included, so that NVRTC needs none on the user's machine.
 //
-// Macro:
+// Macros:
 //   STORAGE   0 float, 1 half, 2 bfloat16, 3 double: the element type of inputs and outputs
+//   WIDTH     neighbouring elements per thread, read and written as one vector, where a kernel has packs
 // State is float, or double with double storage. All sizes and indices are 64 bit.
 
 typedef long long Index;
@@ -79,3 +80,43 @@ struct Parameter {
         return values[remainder_of(quotient(neuron, inner), count)];
     }
 };
+
+#ifdef WIDTH
+// WIDTH elements in one memory transaction of at most 16 bytes.
+template <typename T>
+struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Pack { T item[WIDTH]; };
+
+template <typename T>
+__device__ inline Pack<T> load_pack(const T* source) {
+    return *reinterpret_cast<const Pack<T>*>(source);
+}
+
+#ifndef HOST_SHIM
+// Not plain assignments: code that branches between the elements of a pack would make the compiler
+// store each of them by itself.
+__device__ inline void store_16_bytes(unsigned int* target, const unsigned int* word) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(target), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+}
+
+__device__ inline void store_8_bytes(unsigned int* target, const unsigned int* word) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(target), "r"(word[0]), "r"(word[1]));
+}
+#endif
+
+template <typename T>
+__device__ inline void store_pack(T* target, const Pack<T>& pack) {
+    if constexpr (sizeof(Pack<T>) % 8 == 0) {
+        union { Pack<T> pack; unsigned int word[sizeof(Pack<T>) / 4]; } as = {pack};
+        unsigned int* to = reinterpret_cast<unsigned int*>(target);
+        if constexpr (sizeof(Pack<T>) == 8) {
+            store_8_bytes(to, as.word);
+        } else {
+#pragma unroll
+            for (int i = 0; i < sizeof(Pack<T>) / 4; i += 4) store_16_bytes(to + i, as.word + i);
+        }
+    } else {
+        *reinterpret_cast<Pack<T>*>(target) = pack;
+    }
+}
+#endif

@@ -25,7 +25,7 @@ def kernel_source(kernel: str) -> str:
     """CUDA source of a kernel: ``burst_forward``, ``burst_backward`` or ``li_pool``.
 
     Example:
-        >>> "__global__ void li_pool" in kernel_source("li_pool")
+        >>> " li_pool(" in kernel_source("li_pool")
         True
     """
     folder = Path(__file__).parent

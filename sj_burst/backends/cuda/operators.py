@@ -28,12 +28,21 @@ from ..layout import (
 from ..result import ACCOUNTINGS, BurstResult, SpikeCounts
 from .launch import launch_kernel
 
-__all__ = ["STORAGE", "burst_multi_step", "counts_spikes", "li_pool_multi_step", "surrogate_code"]
+__all__ = [
+    "STORAGE",
+    "burst_multi_step",
+    "counts_spikes",
+    "li_pool_multi_step",
+    "pools",
+    "surrogate_code",
+]
 
 STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 SURROGATES: tuple[type[nn.Module], ...] = (sj_surrogate.Sigmoid, sj_surrogate.ATan)
 
 WIDE_FROM = 1 << 17  # packs of neurons below which a thread takes one neuron, to have more threads
+TOTALS_BYTES = 80  # of registers for totals of pooling, up to which all fit 64 registers (li_pool.cu)
+MAX_TAPS = 25  # inputs of a window that one thread pools; code for more takes long to compile
 MAX_COUNTED_STEPS = 4096  # spike counters of a block have to fit into shared memory
 MAX_COUNTED_SPIKES = 1024  # Γ for which they cannot overflow
 
@@ -63,8 +72,13 @@ def _width(z: Tensor) -> int:
     """Neurons per thread: vectors of 16 bytes where alignment and size allow."""
     width = 16 // z.element_size()
     neurons = z.shape[1]
-    aligned = z.data_ptr() % 16 == 0 and z.stride(0) % width == 0 and neurons % width == 0
+    aligned = _are_aligned(width, z) and neurons % width == 0 and z.stride(0) % width == 0
     return width if aligned and neurons // width >= WIDE_FROM else 1
+
+
+def _are_aligned(width: int, *rows: Tensor) -> bool:
+    """Whether vectors of so many neighbours lie where the device can read them."""
+    return all(row.data_ptr() % (width * row.element_size()) == 0 for row in rows)
 
 
 def _state(z: Tensor, wanted: bool = True, steps: int | None = None) -> Tensor:
@@ -198,12 +212,38 @@ def _li_pool(
     out = x.new_empty(len(x), pooled.numel())
     total_out, pooled_out = torch.empty_like(total), torch.empty_like(pooled)
     kernel_h, kernel_w, *others = geometry
-    macros = {"STORAGE": STORAGE[x.dtype], "KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
+    width = _pool_width(x, total, pooled, sizes[1], kernel_h * kernel_w)
+    macros = {"STORAGE": STORAGE[x.dtype], "WIDTH": width, "KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     gaps = _has_gaps(tuple(sizes[2:]), tuple(geometry))
-    args: list[Any] = [x, x.stride(0), len(x), *sizes, *others, int(gaps)]
-    args += [total, pooled, out, total_out, pooled_out]
-    launch_kernel("li_pool", macros, pooled.numel(), args, x.device)
+    args: list[Any] = [x, x.stride(0), len(x), total.numel(), pooled.numel(), *sizes[1:], *others]
+    args += [int(gaps), total, pooled, out, total_out, pooled_out]
+    launch_kernel("li_pool", macros, pooled.numel() // width, args, x.device)
     return out, total_out, pooled_out
+
+
+def _pool_width(x: Tensor, total: Tensor, pooled: Tensor, inner: int, taps: int) -> int:
+    """Outputs per thread, where alignment and size allow vectors."""
+    width = pool_width(taps, total.element_size())
+    aligned = _are_aligned(width, x, total, pooled) and x.stride(0) % width == 0
+    wide = aligned and inner % width == 0 and pooled.numel() // width >= WIDE_FROM
+    return width if wide else 1
+
+
+def pool_width(taps: int, state_bytes: int) -> int:
+    """Outputs per thread: vectors of up to 16 bytes of state, as long as the totals fit registers.
+
+    Args:
+        taps: inputs of a window.
+        state_bytes: of a total.
+
+    Example:
+        >>> pool_width(2 * 2, 4), pool_width(3 * 3, 4), pool_width(5 * 5, 4)
+        (4, 2, 1)
+    """
+    width = 16 // state_bytes
+    while width > 1 and taps * width * state_bytes > TOTALS_BYTES:
+        width //= 2
+    return width
 
 
 @_li_pool.register_fake
@@ -305,6 +345,25 @@ def _spikes(counts: Tensor, per_neuron: Tensor, leaky: bool) -> SpikeCounts:
     return SpikeCounts(per_step, per_neuron, None if leaky else per_step - 2 * negative)
 
 
+def pools(x_seq: Tensor, pool: nn.Module) -> bool:
+    """Whether there is a kernel for a max-pooling of this type, size and window.
+
+    The others go better over totals in memory: their windows do not fit the registers of a thread.
+
+    Args:
+        x_seq: weighted spikes ``[T, N, C, H, W]`` or ``[T, N, C, L]``.
+        pool: ``MaxPool2d`` or ``MaxPool1d``.
+
+    Example:
+        >>> x_seq = torch.zeros(2, 1, 3, 16, 16)
+        >>> pools(x_seq, nn.MaxPool2d(3, 2, 1)), pools(x_seq, nn.MaxPool2d(9, 1, 4))
+        (True, False)
+    """
+    kernel_h, kernel_w, *_ = pool_geometry(pool)
+    image = x_seq[0, 0].numel() if x_seq.numel() else 0  # a window spans no more
+    return x_seq.dtype in STORAGE and kernel_h * kernel_w <= MAX_TAPS and image < 2**31
+
+
 def li_pool_multi_step(
     x_seq: Tensor, total: Tensor, pooled: Tensor, pool: nn.Module
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,7 +373,7 @@ def li_pool_multi_step(
         x_seq: weighted spikes ``[T, N, C, H, W]`` or ``[T, N, C, L]`` on a CUDA device.
         total: Σ x before the first step.
         pooled: maxpool(total), or zeros before the first step.
-        pool: ``MaxPool2d`` or ``MaxPool1d`` of any geometry.
+        pool: ``MaxPool2d`` or ``MaxPool1d`` that :func:`pools` says yes to.
 
     Returns:
         Outputs, total and pooled total after the last step.
