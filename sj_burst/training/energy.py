@@ -14,10 +14,11 @@ from ..utils.inputs import Inputs
 
 __all__ = ["EnergyPenalty"]
 
-_FIRST_PRICE = 0.02  # in units of the loss, for the whole budget
+_FIRST_PRICE = 0.05  # in units of the loss, for the whole budget
 _LEAST_PRICE, _MOST_PRICE = 1e-4, 100.0
-_GAIN = 30.0  # over all steps: how fast the price follows what is spent
-_LEAST_GAIN, _MOST_GAIN = 0.05, 0.5
+_GAIN = 100.0  # over all steps: how fast the price follows what is spent
+_LEAST_GAIN, _MOST_GAIN = 0.05, 1.0
+_AT_ONCE = 5  # power of what is spent by which the price answers at once, against swings
 _MARGIN = 0.97  # of the budget that is aimed at: images differ
 
 
@@ -25,12 +26,12 @@ class EnergyPenalty:
     r"""What the spikes of a batch cost, times a price that follows the budget.
 
     .. math::
-        \lambda \frac{E}{B}, \quad E = \frac1N \sum_{n, i} F_i\, |n_i|, \quad
+        \lambda \Big(\frac{E}{B}\Big)^p \frac{E}{B}, \quad E = \frac1N \sum_{n, i} F_i\, |n_i|, \quad
         \lambda \leftarrow \lambda \Big(\frac{E}{B}\Big)^g
 
     with the net spikes :math:`n_i` of neuron i in all steps, whose gradients pass the floor, its fan-out
-    F, what the budget leaves for spikes B, and a gain g of 30 over all updates. Call it after a forward
-    pass of ``rates``.
+    F, what the budget leaves for spikes B, a gain g of 100 over all updates, and p = 5, of which no
+    gradient is taken. Call it after a forward pass of ``rates``.
 
     Args:
         snn: a converted network; its state is reset.
@@ -101,8 +102,8 @@ class EnergyPenalty:
             if count is not None
         ]
         spent = sum(costs[1:], costs[0]) / self.budget
-        penalty = self.price * spent
         self.spent = spent.item()
+        penalty = self.price * self.spent**_AT_ONCE * spent
         price = self.price * self.spent**self.gain
         self.price = min(max(price, _LEAST_PRICE), _MOST_PRICE)
         return penalty

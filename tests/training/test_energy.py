@@ -30,7 +30,9 @@ def test_it_counts_what_synops_counts(convert, make):
     penalty = EnergyPenalty(snn, rates, Inputs(X[:1]), 2.0, 1, 300)
     rates(X)
     price = penalty.price
-    spent = penalty().item() / price * penalty.budget
+    value = penalty().item()
+    spent = penalty.spent * penalty.budget
+    assert value == pytest.approx(price * penalty.spent**6)
     found = synops(snn, [X], 1)
     assert spent == pytest.approx(found.synops, rel=1e-4)
     within = penalty.budget / 0.97 * 0.9 + 4.6 * found.macs
@@ -55,7 +57,7 @@ def test_a_distilled_network_keeps_to_its_budget(convert):
     budget = 0.8 * before.energy / before.ann_energy
     fitted = distil(snn, ann, X.split(8), epochs=25, energy_budget=budget, loss="mse", progress=False)
     found = synops(fitted, [X], 1)
-    assert found.energy / found.ann_energy < 1.05 * budget
+    assert found.energy / found.ann_energy < 1.02 * budget
 
 
 def test_bad_budgets(convert):
