@@ -156,7 +156,9 @@ def _for_propagated(options: Options, layer: LayerReport, time_steps: int) -> It
 
 
 def _fitted_threshold(options: Options, reason: str) -> Iterator[_Remedy]:
-    if options.threshold not in ("mse", "trained") and math.inf not in options.all_max_spikes():
+    if options.energy_budget is not None:
+        yield "energy_budget", round(1.4 * options.energy_budget, 3), "finer thresholds cost more spikes"
+    elif options.threshold not in ("mse", "trained") and math.inf not in options.all_max_spikes():
         yield "threshold", "mse", reason
 
 
@@ -165,6 +167,8 @@ _MOST_SPIKES = 16  # beyond, more levels hardly help
 
 def _more_spikes(options: Options, layer: LayerReport, reason: str) -> Iterator[_Remedy]:
     gamma = layer.max_spikes
+    if options.energy_budget is not None:  # it decides how many there may be
+        return
     if gamma is None or gamma >= _MOST_SPIKES:
         return
     larger = min(4 * int(gamma), _MOST_SPIKES)

@@ -86,6 +86,8 @@ def layer_means(
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"a network converted by BurstRecipe is wanted, got {type(snn).__name__}")
+    if snn.folded:
+        raise ValueError("the network's weights hold its thresholds; pass the converted network")
     check_network(ann=ann)
     check_count(time_steps=time_steps)
     check_loader(loader)

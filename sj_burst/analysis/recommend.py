@@ -13,6 +13,7 @@ from ..options import Options
 from ..simulation.fan_out import fan_out
 from ..simulation.result import SimulationResult
 from ..simulation.simulate import simulate
+from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, evaluate
 from ..utils.inputs import Inputs, join, rows
@@ -89,7 +90,9 @@ class Recommendation:
         lines = format_table(rows).split("\n")
         lines[1 + self.trials.index(self.chosen)] += "  <- recommended"
         if not self.met:
-            further = max(t.time_steps for t in self.trials) < max(t for t, _ in SETTINGS)
+            by_energy = any(trial.energy_budget is not None for trial in self.trials)
+            tried = ENERGY_SETTINGS if by_energy else SETTINGS
+            further = max(t.time_steps for t in self.trials) < max(t for t, _ in tried)
             more = " or max_time_steps" if further else ""
             lines.append(f"no setting stays within max_drop; raise max_drop{more}")
         return "\n".join(lines)
@@ -123,7 +126,7 @@ def recommend(
         ann: a trained network.
         loader: training batches, ``(input, target)`` or inputs.
         max_drop: accuracy points that may be lost.
-        max_time_steps: largest T; no setting has more than 32.
+        max_time_steps: largest T, at least 2, and 1 for ``"energy"``; no setting has more than 32.
         objective: what shall be least.
         images: how many images are used in all.
         progress: show progress bars.
@@ -145,9 +148,10 @@ def recommend(
     """
     check_network(ann=ann)
     check_range(0, math.inf, max_drop=max_drop)
-    check_count(2, max_time_steps=max_time_steps, images=images)
+    check_count(2, images=images)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {list(OBJECTIVES)}, got {objective!r}")
+    check_count(1 if objective == "energy" else 2, max_time_steps=max_time_steps)
     chosen_here = {"time_steps", "max_spikes", "energy_budget"}
     chosen_here |= {"threshold"} if objective == "energy" else set()
     if overlap := chosen_here & set(options):
@@ -158,10 +162,11 @@ def recommend(
     check_loader(loader)
     calibration, held_back = _split(ann, loader, images)
     answers = [correct_share(evaluate(ann, x), y) for x, y in held_back]
-    counted = sum(int(known.sum()) for _, known in answers)
+    sums = torch.tensor([[right.double().sum(), known.sum()] for right, known in answers])
+    right, counted = distributed.total(sums.double().sum(0)).tolist()
     if counted == 0:
         raise ValueError("loader yields no label of a class to measure with; leave targets out")
-    ann_accuracy = sum(right.double().sum().item() for right, _ in answers) / counted
+    ann_accuracy = right / counted
 
     def lost(snn: nn.Module, time_steps: int) -> tuple[float, SimulationResult]:
         result = simulate(snn, held_back, time_steps, progress=progress)
@@ -170,7 +175,7 @@ def recommend(
         return round(drop, 4) + 0.0, result  # accuracy is in float32; no −0
 
     trials: list[Trial] = []
-    least = _least_budget(ann, calibration) if objective == "energy" else _nothing
+    least = _least_budget(ann, calibration, given) if objective == "energy" else _nothing
     for time_steps, max_spikes, budget in _settings(objective, max_time_steps, max_drop, trials, least):
         trial = Trial(time_steps, max_spikes, 0.0, 0.0, energy_budget=budget)
         snn = convert(ann, calibration, given.changed(**trial.options()), progress=progress)
@@ -213,9 +218,11 @@ def _settings(
                 found = budget
 
 
-def _least_budget(ann: nn.Module, calibration: list[tuple[Any]]) -> Callable[[int], float]:
+def _least_budget(
+    ann: nn.Module, calibration: list[tuple[Any]], given: Options
+) -> Callable[[int], float]:
     """What the layers that no spike reaches cost in T steps, as a share of the ANN's energy."""
-    snn = convert(ann, calibration[:1], Options(calibration="none"), progress=False)
+    snn = convert(ann, calibration[:1], given.changed(calibration="none"), progress=False)
     found = fan_out(snn, Inputs(calibration[0][0])[:1])
     return lambda time_steps: (found.macs + found.varying_macs * time_steps) / found.ann_macs
 

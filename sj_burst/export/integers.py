@@ -1,7 +1,6 @@
 """A converted network of integers: int8 counts times int8 weights, the same bits on every machine."""
 
 import copy
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..conversion.weights import integer_weights, round_all, unit_met
 from ..functional import per_channel
 from ..graph.evaluate import is_size, record
-from ..graph.operators import AVERAGE_POOLS, WEIGHTED
+from ..graph.operators import AVERAGE_POOLS, SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import call_sites, is_module, unused_name
 from ..graph.units import passed_on, sends_counts
@@ -28,7 +27,6 @@ from .unit_thresholds import example_input
 
 __all__ = ["to_integers"]
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add")
 _SAME = 0.02  # of a step: how far weights may be from the integers that they were rounded to
 
 
@@ -184,7 +182,7 @@ class _Rewriting:
     def _joins(self, node: fx.Node) -> bool:
         """Whether a neuron adds two values itself: the sum is read by it alone."""
         parts = node.all_input_nodes
-        if node.target not in _SUMS or node.kwargs or len(parts) != 2 or len(node.users) != 1:
+        if node.target not in SUMS or node.kwargs or len(parts) != 2 or len(node.users) != 1:
             return False
         reader = next(iter(node.users))
         neuron = is_module(self.gm, reader, BurstIFNode) and sends_counts(self._module(reader))

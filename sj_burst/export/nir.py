@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..conversion.gram import padding_of
 from ..graph.evaluate import record
+from ..graph.operators import SUMS
 from ..graph.repeat import RepeatOverTime
 from ..graph.units import FLATTENING
 from ..modules.integers import plain_window
@@ -99,7 +100,7 @@ class _Writing:
             self._add(node, self.nir.Input(input_type={"input": shape}))
         elif node.op == "output":
             self._output(node)
-        elif node.target in (operator.add, operator.iadd, torch.add, "add") and self._adds(node):
+        elif node.target in SUMS and self._adds(node):
             self.sources[node] = [name for n in node.all_input_nodes for name in self.sources[n]]
         elif node.op == "call_module":
             module = self.gm.get_submodule(str(node.target))

@@ -1,7 +1,6 @@
 """Unit thresholds: neurons that send counts, and weights that hold the scales."""
 
 import copy
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..functional import per_channel
 from ..graph.evaluate import is_size, record
-from ..graph.operators import WEIGHTED
+from ..graph.operators import SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module, unused_name
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
@@ -141,7 +140,7 @@ class _Folding:
         if is_module(self.gm, node, BurstIFNode):
             return self._neuron
         sources = node.all_input_nodes
-        if node.target in _SUMS and self._adds_maps(node) and self._threshold_after(node) is not None:
+        if node.target in SUMS and self._adds_maps(node) and self._threshold_after(node) is not None:
             return self._sum
         scale = self.scales.get(sources[0]) if sources else None
         if scale is not None and scale.dim() <= 1 and meets_channels(self.gm, node, self.shapes, scale):
@@ -230,9 +229,6 @@ class _Folding:
             node.target = name = unused_name(self.gm, name)
         self.gm.add_submodule(name, module)
         return module
-
-
-_SUMS = (operator.add, torch.add, "add")
 
 
 def example_input(snn: SpikingNetwork) -> Any:

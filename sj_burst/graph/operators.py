@@ -17,6 +17,7 @@ __all__ = [
     "AFFINE_FUNCTIONS",
     "AFFINE_METHODS",
     "AFFINE_MODULES",
+    "ARITHMETIC",
     "AVERAGE_POOLS",
     "BATCH_NORMS",
     "COMPOUND",
@@ -225,13 +226,27 @@ WEIGHTED_CALLS = {
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(operator.matmul, torch.matmul, torch.bmm, torch.einsum),
 }
-SUMS = {operator.add, operator.iadd, torch.add}
+SUMS = {operator.add, operator.iadd, torch.add, "add"}
 # Sums let the spikes of both operands pass; constant offsets and factors merge into the weights.
 ELEMENTWISE = {
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg, operator.mul),
     *(operator.imul, operator.truediv, operator.itruediv),
     *(torch.add, torch.sub, torch.neg, torch.mul, torch.div),
     *("add", "add_", "sub", "sub_", "neg", "mul", "mul_", "div", "div_", "true_divide"),
+}
+# Arithmetic by other names, and what it is called in a graph.
+ARITHMETIC = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "subtract": operator.sub,
+    "rsub": operator.sub,
+    "mul": operator.mul,
+    "multiply": operator.mul,
+    "div": operator.truediv,
+    "divide": operator.truediv,
+    "true_divide": operator.truediv,
+    "neg": operator.neg,
+    "negative": operator.neg,
 }
 OUT_OF_PLACE = {
     operator.iadd: operator.add,

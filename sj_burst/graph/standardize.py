@@ -1,6 +1,8 @@
 """Rewrite a network to a graph in which every activation and pooling is a module of its own."""
 
 import dataclasses
+import inspect
+import operator
 import re
 from typing import Any
 
@@ -19,7 +21,7 @@ from .check import check_equal, check_same
 from .composites import Largest, find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, follows_values, record, run_with_types
-from .operators import ACTIVATIONS, OUT_OF_PLACE, same_size
+from .operators import ACTIVATIONS, ARITHMETIC, OUT_OF_PLACE, same_size
 from .padding import fold_padding
 from .rows import one_row_a_sample
 from .trace import TAKE_SIZES, call_sites, is_module, problem_text, trace, unsupported_message, unwrapped
@@ -82,6 +84,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     model = unwrapped(model)
     gm, decided = trace(model, x)
     fold_constants(gm)
+    name_arguments_by_place(gm)
     if decided:
         follow_batch(gm, model, x)
         check_batch_sizes(gm, model, x)
@@ -96,6 +99,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     one_row_a_sample(gm, record(gm, x), rows(x))
     values = record(gm, x)  # of the nodes that are new
     write_out_of_place(gm)
+    write_one_spelling(gm, values)
     keep_channels_first(gm, values)
     write_as_methods(gm, values)
     free_the_layout(gm)
@@ -306,6 +310,41 @@ def write_out_of_place(gm: fx.GraphModule) -> None:
         if target is not None and node.args and isinstance(node.args[0], fx.Node):
             node.target = target
             _read_instead(gm, node.args[0], node)
+
+
+def write_one_spelling(gm: fx.GraphModule, values: Values) -> None:
+    """``torch.subtract(a, other=b)``, ``a.sub(b)`` and their like as ``a - b``."""
+    for node in list(gm.graph.nodes):
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else node.target
+        torchs = node.op == "call_method" or getattr(torch, str(name), None) is node.target
+        if node.op not in ("call_function", "call_method") or name not in ARITHMETIC or not torchs:
+            continue
+        kwargs = {key: value for key, value in node.kwargs.items() if value is not None}
+        operands = [*node.args, *(kwargs.pop(key) for key in ("input", "other") if key in kwargs)]
+        alpha = kwargs.pop("alpha", 1)
+        target = ARITHMETIC[str(name)]
+        if kwargs or len(operands) != (1 if target is operator.neg else 2):
+            continue  # it rounds, say
+        if name == "rsub":
+            operands.reverse()
+        if alpha != 1:
+            scaled = 0 if name == "rsub" else 1
+            with gm.graph.inserting_before(node):
+                factor = gm.graph.call_function(operator.mul, (operands[scaled], alpha))
+            factor.meta = dict(node.meta)
+            values[factor] = evaluate_node(gm, factor, values.__getitem__)
+            operands[scaled] = factor
+        node.op, node.target, node.args, node.kwargs = "call_function", target, tuple(operands), {}
+
+
+def name_arguments_by_place(gm: fx.GraphModule) -> None:
+    """``self.layer(input=x)`` as ``self.layer(x)``."""
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            forward = inspect.signature(gm.get_submodule(str(node.target)).forward)
+            bound = forward.bind(*node.args, **node.kwargs)
+            if not bound.kwargs:
+                node.args, node.kwargs = bound.args, {}
 
 
 def write_as_methods(gm: fx.GraphModule, values: Values) -> None:

@@ -78,7 +78,7 @@ def simulate(
         time_dim: for inputs that change from step to step, which of their dimensions is time: 0 for
             ``[T, N, ...]``, 1 for ``[N, T, ...]``, as a DataLoader collates SpikingJelly's event data
             sets with ``split_by="number"``; ``None`` for inputs that are held.
-        device: where to run; ``None`` for where the network is.
+        device: where to run, and where the network is then; ``None`` for where it is.
         progress: show a progress bar.
 
     Returns:
@@ -127,10 +127,18 @@ def simulate(
             result = totals.result(counter, seconds)
             if isinstance(snn, SpikingNetwork):
                 snn.measured = (time_steps, sum(n.sum().item() for n in result.spikes.values()))
-                if not counter.sizes_vary:
+                neurons = sum(count.numel() for count in counter.per_neuron.values())
+                vary = distributed.any_of(counter.sizes_vary)
+                if distributed.equal(neurons) and not vary:
                     spikes = {n: distributed.total(count) for n, count in counter.per_neuron.items()}
                     result.operations = count_operations(
-                        snn, values, spikes, result.samples, time_steps, example.sequence
+                        snn,
+                        values,
+                        spikes,
+                        result.samples,
+                        time_steps,
+                        example.sequence,
+                        result.average_steps,
                     )
             return result
     finally:

@@ -42,11 +42,19 @@ def spike_numbers(node: BurstIFNode, y: Tensor) -> Tensor:
 def spike_train(node: BurstIFNode, y_seq: Tensor) -> Tensor:
     """Spikes n(t) in a neuron's weighted outputs ``[T, ...]`` from a fresh state.
 
+    Raises:
+        ValueError: if negative spikes weigh nothing, or what positive ones do: outputs do not tell them.
+
     Example:
         >>> spike_train(BurstIFNode(threshold=0.5, max_spikes=4), torch.tensor([[1.0], [-0.5]]))
         tensor([[ 2.],
                 [-1.]])
     """
+    if node.negative_slope is not None and (node.negative_slope <= 0).any():
+        raise ValueError(
+            "spikes of a neuron with a negative_slope of 0 or less cannot be told from its outputs; "
+            "plot another layer"
+        )
     counts = spike_numbers(node, at_least_single(y_seq).cumsum(0))
     return torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1]))
 
@@ -133,7 +141,9 @@ class SpikeCounter:
     def _count(self, name: str, module: nn.Module, y: Tensor) -> SpikeCounts:
         """Spikes in what a module has emitted ``[T·N, ...]``, over the samples."""
         fold = getattr(module, "time_fold", None)
-        steps = 1 if fold is None else fold.steps
+        steps = 1
+        if fold is not None and len(y) != fold.batch:  # else one row a sample, whatever the steps
+            steps = fold.steps
         numbers = self._numbers(name, module, y)
         events = count_events(numbers) if _kinds(module) > 1 else numbers.abs().unsqueeze(0)
         by_step = [_sum_over_samples(part, steps) for part in events]

@@ -111,6 +111,7 @@ def count_operations(
     samples: int,
     time_steps: int,
     varying: bool = False,
+    steps_run: float | None = None,
 ) -> Operations:
     """Operations from summed spikes; see :func:`synops` for the conventions.
 
@@ -121,6 +122,7 @@ def count_operations(
         samples: over which ``spikes`` is summed.
         time_steps: over which ``spikes`` is summed.
         varying: the network's input changes from step to step.
+        steps_run: how many steps a sample took on average, if some left early.
     """
     gm = graph_of(snn)
     costs: list[dict[str, LayerCost]] = []
@@ -134,7 +136,7 @@ def count_operations(
         {
             name: LayerOperations(
                 float(cost.synops) / samples,
-                cost.macs(time_steps),
+                cost.macs(time_steps if steps_run is None else steps_run),
                 cost.ann_macs,
                 float(binary[name].synops) / samples,
                 float(graded[name].synops) / samples,

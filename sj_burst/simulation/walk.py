@@ -69,7 +69,7 @@ class LayerCost:
     varying_macs: float = 0.0
     ann_macs: float = 0.0
 
-    def macs(self, time_steps: int) -> float:
+    def macs(self, time_steps: float) -> float:
         """Multiply-accumulates per sample in T steps."""
         return self.constant_macs + self.varying_macs * time_steps
 
@@ -82,6 +82,7 @@ class _Spikes:
     unit: Tensor
 
 
+_FACTORS = ("mul", "imul", "mul_", "truediv", "itruediv", "div", "div_", "true_divide")
 _CONSTANT, _VARYING = "constant", "varying"  # analog values
 
 
@@ -191,15 +192,16 @@ class SpikeWalk:
         return evaluate_node(self.gm, node, ones).sum()
 
     def _elementwise(self, node: fx.Node) -> _Spikes:
-        operands = [self.flow[n] for n in node.args if isinstance(n, fx.Node) and n in self.flow]
+        given = (*node.args, *node.kwargs.values())
+        operands = [self.flow[n] for n in given if isinstance(n, fx.Node) and n in self.flow]
         shape = self.values[node].shape
         unit = operands[0].unit.expand(shape)
-        if len(operands) == 1 and getattr(node.target, "__name__", "") in ("mul", "truediv", "div"):
+        if len(operands) == 1 and getattr(node.target, "__name__", node.target) in _FACTORS:
 
-            def given(n: fx.Node) -> Any:
+            def of_units(n: fx.Node) -> Any:
                 return self.flow[n].unit if n in self.flow else self.values[n]
 
-            unit = evaluate_node(self.gm, node, given).abs().double().expand(shape)  # by a constant
+            unit = evaluate_node(self.gm, node, of_units).abs().double().expand(shape)  # by a constant
         for other in operands[1:]:
             unit = torch.maximum(unit, other.unit.expand(shape))
         return _Spikes(sum(s.count.expand(shape) for s in operands), unit)

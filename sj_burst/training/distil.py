@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from ..conversion.weights import round_all
 from ..graph.quantised import quantised
 from ..modules.rate import RateNeuron
 from ..modules.temporal import TemporalModule, time_sum
@@ -21,13 +22,13 @@ from ..options import check_energy_budget
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import evaluate
 from ..utils.inputs import Inputs, call
-from ..utils.loader import batches, check_loader
+from ..utils.loader import batches, check_loader, length_of
 from ..utils.outputs import tensors_of
 from .energy import EnergyPenalty
 from .epoch import Writer, step
 from .run import Run, started_from
 
-__all__ = ["distil", "distillation_loss"]
+__all__ = ["distil", "distillation_loss", "rounded_again"]
 
 
 def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
@@ -183,14 +184,16 @@ def distil(
         check_energy_budget(energy_budget)
     if weight_lr and snn.options.weight_bits is not None:
         raise ValueError(
-            f"weight_lr={weight_lr} would undo weight_bits={snn.options.weight_bits}; pass weight_lr=0"
+            f"weight_lr={weight_lr} would move the weights of weight_bits={snn.options.weight_bits} off "
+            "their integers; pass weight_lr=0: they are rounded again to the thresholds that are found"
         )
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps)
     student = _Student(snn, steps)
     energy: EnergyPenalty | None = None
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
-    count = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+    count = length_of(loader)
+    count = sum(1 for _ in loader) if count is None else count
     total = max(1, epochs * count)  # an empty loader is told of below
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
@@ -216,7 +219,15 @@ def distil(
         run.save(epoch, **({} if energy is None else {"price": energy.price}))
     if energy is not None:
         energy.warn_of_excess()
-    return student.finish()
+    return rounded_again(student.finish())
+
+
+def rounded_again(snn: SpikingNetwork) -> SpikingNetwork:
+    """The same network, with weights of few bits rounded to the thresholds that they meet now."""
+    if snn.options.weight_bits is not None:
+        round_all(snn.graph, snn.options.weight_bits, _example(snn, None).value)
+        reset_net(snn)
+    return snn
 
 
 def _example(snn: SpikingNetwork, frames: int | None) -> Inputs:

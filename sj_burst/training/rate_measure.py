@@ -14,7 +14,7 @@ from .epoch import NO_CLASS, fitting, labelled
 from .rate_loss import EPSILON, output_rate
 from .rate_norm import rate_norms
 
-__all__ = ["evaluate_rates", "record_rates"]
+__all__ = ["evaluate_rates", "measured_rates", "record_rates"]
 
 
 @contextmanager
@@ -56,6 +56,7 @@ def evaluate_rates(model: nn.Module, loader: Iterable[Any]) -> tuple[float, list
     Raises:
         ValueError: for an empty loader, one without a label of a class, or a network without rate
             norm layers.
+        TypeError: for a loader without labels.
 
     Example:
         >>> from sj_burst.training import RateNorm
@@ -64,10 +65,15 @@ def evaluate_rates(model: nn.Module, loader: Iterable[Any]) -> tuple[float, list
         >>> accuracy, [round(o, 3) for o in omegas]
         (1.0, [1.0, 1.0])
     """
+    return measured_rates(model, loader, "loader")
+
+
+def measured_rates(model: nn.Module, loader: Iterable[Any], name: str) -> tuple[float, list[float]]:
+    """:func:`evaluate_rates` with a loader that its caller knows by another name."""
     correct, samples = 0.0, 0
     sums: Any = 0.0  # Σ r and Σ r² of each layer
     with eval_mode(model), record_rates(model) as rates:
-        for x, target in labelled(loader, "val_loader", device_of(model)):
+        for x, target in labelled(loader, name, device_of(model)):
             rates.clear()
             logits = call(model, x.value)
             right, known = correct_share(logits, fitting(target, logits))
@@ -75,5 +81,5 @@ def evaluate_rates(model: nn.Module, loader: Iterable[Any]) -> tuple[float, list
             layers = [rate.double() for rate in (*rates, output_rate(logits))]
             sums = sums + torch.stack([torch.stack([r.sum(), r.square().sum()]) for r in layers])
     if samples == 0:
-        raise ValueError(NO_CLASS.format(name="val_loader"))
+        raise ValueError(NO_CLASS.format(name=name))
     return correct / samples, (sums[:, 0] / (sums[:, 1] + EPSILON)).tolist()

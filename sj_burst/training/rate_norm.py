@@ -201,5 +201,6 @@ def replace_relu(
         )
     tensor = next(net.parameters(), torch.empty(0))
     for new in made.values():
-        new.to(tensor.device, tensor.dtype)
-    return net.train(model.training)
+        new.to(tensor.device, tensor.dtype).train(model.training)
+    # A copy has the modes of its modules already; a rewritten graph is in eval mode.
+    return net if example is None else net.train(model.training)

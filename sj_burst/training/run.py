@@ -125,6 +125,13 @@ class Run:
         return content
 
     def _resume(self, content: dict[str, Any]) -> None:
+        generators = content["generators"]
+        generator: Any = getattr(self.loader, "generator", None)
+        if generators["loader"] is not None and generator is None:
+            raise ValueError(
+                f"checkpoint {self.path} is of a run whose loader had a generator, and this one has "
+                "none; pass one that has, or another file name to start anew"
+            )
         try:
             self.net.load_state_dict(content["net"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -132,14 +139,13 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"checkpoint {self.path} is of another network: {error}") from error
         self.epoch, self.extra = content["epoch"], content["extra"]
-        generators = content["generators"]
         torch.set_rng_state(generators["torch"])
         version, state, gauss = generators["python"]
         random.setstate((version, tuple(state), gauss))
         if generators["cuda"]:
             torch.cuda.set_rng_state_all(generators["cuda"])
         if generators["loader"] is not None:
-            self.loader.generator.set_state(generators["loader"])
+            generator.set_state(generators["loader"])
 
     def _generators(self) -> dict[str, Any]:
         generator = getattr(self.loader, "generator", None)

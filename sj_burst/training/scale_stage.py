@@ -16,7 +16,7 @@ from ..utils.inputs import Inputs, call
 from .candidates import Candidate, non_dominated
 from .epoch import Writer, labelled, train_epoch
 from .rate_loss import rate_inference_loss
-from .rate_measure import evaluate_rates, record_rates
+from .rate_measure import measured_rates, record_rates
 from .rate_norm import lock_max, rate_norms, share_scale
 from .run import Run, fingerprints
 
@@ -84,8 +84,8 @@ def train_threshold_scale(
     check_network(model=model, teacher=teacher)
     check_count(epochs=epochs)
     check_positive(lr=lr)
-    check_range(0, math.inf, lam=lam, acc_tolerance=acc_tolerance)
-    check_range(0, 1, momentum=momentum)
+    check_range(0, math.inf, lam=lam)
+    check_range(0, 1, momentum=momentum, acc_tolerance=acc_tolerance)
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
     student, scales = _student(model, share_scale)
     optimizer = torch.optim.SGD(scales, lr, momentum)
@@ -102,7 +102,7 @@ def train_threshold_scale(
     def measure(epoch: int) -> float:
         """Accuracy now; the network becomes a candidate."""
         nonlocal candidates
-        accuracy, omegas = evaluate_rates(student, val_loader)
+        accuracy, omegas = measured_rates(student, val_loader, "val_loader")
         new = Candidate(lam, accuracy, sum(omegas) / len(omegas), epoch, _snapshot(student, frozen))
         candidates = non_dominated([*candidates, new])
         if writer is not None:

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.inputs import Inputs, call
 from ..utils.labels import check_labels
-from ..utils.loader import check_time_dim
+from ..utils.loader import check_time_dim, length_of
 from ..utils.outputs import map_tensors, select_output
+from .distil import rounded_again
 from .epoch import Writer, has_class, labelled, train_epoch
 from .run import Run, started_from
 
@@ -106,6 +107,7 @@ def finetune(
     :math:`\theta = \theta_0 e^s`, positive by construction, and the initial potentials keep their
     ratio to them; both are buffers again in the network that is returned, so that ``save`` and
     ``load`` work as before. BatchNorm that is not fused stays in eval mode.
+    Weights of ``weight_bits`` are rounded again in the end, to the nearest.
 
     The loss is that of the outputs before the network's read-out: a softmax or log-softmax that ends
     the network is in the cross entropy, and does not come twice. So a read-out may scale the class
@@ -163,7 +165,7 @@ def finetune(
     scales = _Scales(net)
     parameters = [*net.parameters(), *(scales.logs if train_thresholds else [])]
     optimizer = torch.optim.Adam(parameters, lr)
-    batches = len(loader) if isinstance(loader, Sized) else None
+    batches = length_of(loader)
     schedule = CosineAnnealingLR(optimizer, epochs * (batches or 1))
     settings = dict(
         **dict(time_steps=time_steps, epochs=epochs, lr=lr, lam=lam, phi=phi),
@@ -198,7 +200,7 @@ def finetune(
         run.save(epoch)
     reset_net(net)
     set_step_mode(net, snn.step_mode)
-    return net
+    return rounded_again(net)
 
 
 def _check_sound(net: SpikingNetwork) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_samples", "maximum", "running", "total"]
+__all__ = ["any_of", "equal", "gather_samples", "maximum", "running", "total"]
 
 
 def running() -> bool:
@@ -48,6 +48,27 @@ def maximum(x: Tensor) -> Tensor:
         tensor(2.)
     """
     return _reduce(x, dist.ReduceOp.MAX) if dist.is_available() else x
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true in some process.
+
+    Example:
+        >>> any_of(True), any_of(False)
+        (True, False)
+    """
+    return bool(maximum(torch.tensor(float(flag))))
+
+
+def equal(number: int) -> bool:
+    """Whether it is the same in all processes.
+
+    Example:
+        >>> equal(3)
+        True
+    """
+    value = torch.tensor(float(number), dtype=torch.float64)
+    return bool(maximum(value) == -maximum(-value))
 
 
 def gather_samples(x: Tensor) -> Tensor:

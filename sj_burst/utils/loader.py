@@ -15,7 +15,15 @@ from torch import Tensor
 from .inputs import Inputs
 from .outputs import map_tensors
 
-__all__ = ["Pictures", "batches", "check_loader", "check_time_dim", "first_samples", "split_batch"]
+__all__ = [
+    "Pictures",
+    "batches",
+    "check_loader",
+    "check_time_dim",
+    "first_samples",
+    "length_of",
+    "split_batch",
+]
 
 
 def check_loader(loader: Any, name: str = "loader") -> None:
@@ -37,6 +45,19 @@ def check_loader(loader: Any, name: str = "loader") -> None:
         raise TypeError(
             f"{name} can be read only once ({type(loader).__name__}); pass a DataLoader or list(...)"
         )
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches it yields; ``None`` if it does not say, as a DataLoader over a stream.
+
+    Example:
+        >>> length_of([torch.zeros(2, 1)]), length_of(object())
+        (1, None)
+    """
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def check_time_dim(time_dim: object) -> None:

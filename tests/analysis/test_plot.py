@@ -2,8 +2,10 @@ import pytest
 import torch
 from matplotlib import pyplot
 from spikingjelly.activation_based import functional
+from torch import nn
 
 from sj_burst import BurstIFNode, SimulationResult, plot, report, simulate
+from sj_burst.export import unit_thresholds
 from sj_burst.simulation.operations import LayerOperations, Operations
 from tests.networks import vgg
 
@@ -160,3 +162,20 @@ def test_energy_frontier_leaves_out_what_is_beaten():
     uncounted = SimulationResult(torch.tensor([0.5]), None, torch.empty(0), {})
     with pytest.raises(ValueError, match="no operations"):
         plot.accuracy_vs_energy({"a": [uncounted]})
+
+
+def test_spikes_that_outputs_do_not_tell_are_not_drawn(convert):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(3, 4), nn.PReLU(init=-0.5), nn.Linear(4, 2))
+    x = torch.randn(8, 3)
+    snn = convert(ann, [x], calibration="none")
+    with pytest.raises(ValueError, match="negative_slope of 0 or less"):
+        plot.spike_raster(snn, x, "1", time_steps=4)
+
+
+def test_folded_networks_are_refused(convert):
+    ann = vgg()
+    snn = convert(ann, [X], calibration="none")
+    layer = next(iter(snn.neurons()))
+    with pytest.raises(ValueError, match="pass the converted network"):
+        plot.rates_vs_activations(unit_thresholds(snn), ann, [X], layer, time_steps=4)

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+import sj_burst
 from sj_burst import convert, recommend, synops
 from sj_burst.analysis import recommend as recommend_module
-from sj_burst.analysis.recommend import BUDGETS, SETTINGS
+from sj_burst.analysis.recommend import BUDGETS, SETTINGS, Recommendation, Trial
 from tests.networks import vgg
 
 X = torch.rand(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -225,3 +226,27 @@ def test_energy_is_measured(convert):
             recommend(vgg(), [X], objective="energy", **options)
     with pytest.raises(ValueError, match="objective must be one of"):
         recommend(vgg(), [X], objective="joules")
+
+
+def test_the_least_budget_is_that_of_the_options():
+    """With a coded image the first layer reads spikes, and nothing costs as much whatever is spent."""
+    ann = undecided(vgg())
+    found = recommend(ann, [X], 100, objective="energy", images=40, coding="rate", **FAST)
+    assert found.trials[0].energy_budget == BUDGETS[0]
+
+
+def test_one_step_may_be_all(conversions):
+    found = recommend(undecided(vgg()), [X], 0, 1, objective="energy", images=20, **FAST)
+    assert {trial.time_steps for trial in found.trials} == {1}
+    if not found.met:
+        assert "raise max_drop or max_time_steps" in str(found)
+    with pytest.raises(ValueError, match="max_time_steps"):
+        recommend(undecided(vgg()), [X], 0, 1, images=20, **FAST)
+
+
+def test_raising_the_steps_is_advised_where_there_are_more():
+    trials = [Trial(4, 4, 3.0, 10.0, 0.5, 0.4)]
+    given = Recommendation(sj_burst.Options(), trials, trials[0], met=False)
+    assert "max_time_steps" not in str(given)
+    given = Recommendation(sj_burst.Options(), [Trial(4, 4, 3.0, 10.0)], Trial(4, 4, 3.0, 10.0), False)
+    assert "max_time_steps" in str(given)

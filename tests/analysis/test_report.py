@@ -424,3 +424,13 @@ def test_bad_arguments(convert):
         snn.graph.get_submodule("2").weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="snn has NaN or infinite values from layer '3' on"):
         report(snn, ann, [x])
+
+
+def test_advice_within_a_budget_is_a_larger_one(convert):
+    ann = vgg()
+    snn = convert(ann, [X], time_steps=1, threshold="rate_distortion", energy_budget=0.6)
+    found = report(snn, ann, [X])
+    assert found.advice and "threshold" not in {advice.option for advice in found.advice}
+    for advice in found.advice:
+        snn.options.changed(**{advice.option: advice.value})
+    assert ("energy_budget", 0.84) in {(advice.option, advice.value) for advice in found.advice}

@@ -339,3 +339,29 @@ def test_sums_that_are_no_residuals_lose_nothing(convert, join):
             out, wanted = snn.run(x, 16).mean(0), ann(x)
         errors[calibration] = ((out - wanted).norm() / wanted.norm()).item()
     assert errors["advanced"] < 1.2 * errors["none"] + 0.01
+
+
+class WrittenAs(nn.Module):
+    """A sum of a layer and its input, by one of the ways to write it."""
+
+    def __init__(self, add):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.last, self.add = nn.Linear(3, 2), add
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(self.add(self.second(x), x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "add", [torch.add, lambda a, b: a.add(b), lambda a, b: a.add_(b), lambda a, b: torch.add(a, other=b)]
+)
+def test_a_residual_is_calibrated_however_its_sum_is_written(convert, add):
+    x = torch.rand(32, 3, 6, 6)
+    snn, like = (convert(WrittenAs(made), [x], time_steps=4) for made in (add, lambda a, b: a + b))
+    ann = WrittenAs(add)
+    found = snn.graph.get_submodule("second").weight
+    assert (found - ann.second.weight).norm() > 0.01
+    assert torch.equal(found, like.graph.get_submodule("second").weight)

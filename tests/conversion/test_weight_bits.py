@@ -4,8 +4,9 @@ from torch import nn
 
 from sj_burst import Options, load, save
 from sj_burst.conversion.weights import weight_scale
+from sj_burst.export import to_integers
 from sj_burst.export.unit_thresholds import unit_thresholds
-from sj_burst.training import distil
+from sj_burst.training import distil, finetune
 from tests.networks import resnet, vgg
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -73,3 +74,18 @@ def test_other_numbers_of_bits(bits):
 def test_what_is_no_number_of_bits(bits):
     with pytest.raises(TypeError, match="weight_bits must be an integer"):
         Options(weight_bits=bits)
+
+
+def test_training_rounds_again_to_the_thresholds_that_it_has_found(convert):
+    ann = resnet()
+    data = [(x, torch.arange(len(x)) % 3) for x in X.split(16)]
+    snn = convert(ann, [X], weight_bits=8)
+    for fitted in (
+        distil(snn, ann, data, epochs=1, weight_lr=0, progress=False),
+        finetune(snn, data, time_steps=2, progress=False),
+    ):
+        assert fitted.options.weight_bits == 8
+        integers = to_integers(fitted)
+        assert integers.run(X[:2], 2).isfinite().all()
+    with pytest.raises(ValueError, match="off their integers; pass weight_lr=0"):
+        distil(snn, ann, data, weight_lr=1e-3, progress=False)

@@ -204,3 +204,25 @@ def load_after_saving(snn, net):
     with tempfile.TemporaryDirectory() as folder:
         sj_burst.save(snn, f"{folder}/snn.pt")
         return sj_burst.load(f"{folder}/snn.pt", net)
+
+
+class ByKeyword(nn.Module):
+    """Layers that are called with their arguments by name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.act = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.act(input=self.norm(input=self.conv(input=x)))
+        return self.last(input=x.mean((2, 3)))
+
+
+def test_layers_called_by_keyword_convert():
+    ann, x = ByKeyword().eval(), torch.rand(6, 1, 6, 6)
+    snn = sj_burst.convert(ann, [x], time_steps=1, max_spikes=2**20, progress=False)
+    torch.testing.assert_close(snn.answer(x, 1), ann(x), atol=1e-4, rtol=1e-3)
+    assert snn.graph.get_submodule("conv").bias is not None  # the norm is in it
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in snn.modules())

@@ -321,3 +321,99 @@ def test_pooling_passes_whole_spikes_whatever_they_weigh(convert, kind):
     ):
         expected = (events_of((n).round(), accounting) * fans).sum().item() / 6
         assert value == pytest.approx(expected, rel=1e-3), accounting
+
+
+class Combined(nn.Module):
+    """Two branches of spikes, put together by a function, and a layer behind them."""
+
+    def __init__(self, combine):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(3, 6)
+        self.last, self.combine = nn.Linear(6, 2), combine
+
+    def forward(self, x):
+        return self.last(self.combine(self.first(x).relu(), self.second(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("combine", "like"),
+    [
+        (torch.subtract, torch.sub),
+        (lambda a, b: a + torch.negative(b), torch.sub),
+        (lambda a, b: a.subtract(b), torch.sub),
+        (lambda a, b: torch.rsub(b, a), torch.sub),
+        (lambda a, b: torch.sub(a, b, alpha=0.5), lambda a, b: a - 0.5 * b),
+        (lambda a, b: torch.add(a, other=b), torch.add),
+        (lambda a, b: torch.add(input=a, other=b), torch.add),
+        (lambda a, b: a.clone().add_(b), torch.add),
+        (lambda a, b: torch.multiply(a, 0.25) + b.div(4), lambda a, b: a * 0.25 + b / 4),
+        (lambda a, b: torch.true_divide(a, 4) + b, lambda a, b: a / 4 + b),
+    ],
+)
+def test_one_sum_costs_the_same_by_any_name(convert, combine, like):
+    x = torch.rand(20, 3)
+    found, wanted = (
+        synops(convert(Combined(made), [x], calibration="none"), [x], 4) for made in (combine, like)
+    )
+    assert found.layers["last"] == wanted.layers["last"]
+    assert found.synops > 0
+
+
+@pytest.mark.parametrize(
+    "factor", [lambda y: y.mul(0.25), lambda y: y.div(4), lambda y: y * 0.25], ids=["mul", "div", "*"]
+)
+def test_a_factor_before_pooling_makes_a_spike_weigh_less(convert, factor):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return self.last(F.max_pool2d(factor(self.conv(x).relu()), 2))
+
+    x = torch.rand(8, 1, 6, 6)
+    snn = convert(Net(), [x], calibration="none")
+    per_pixel = []
+    (pool,) = [m for n, m in snn.graph.named_modules() if n.startswith("max_pool2d") and "." not in n]
+    (node,) = snn.neurons().values()
+    handle = pool.register_forward_hook(lambda m, i, y: per_pixel.append(y.abs().detach()))
+    with torch.no_grad():
+        for _ in range(4):
+            snn(x)
+    functional.reset_net(snn)
+    handle.remove()
+    unit = 0.25 * node.threshold.view(-1, 1, 1)
+    assert synops(snn, [x], 4).synops == pytest.approx(2 * sum((y / unit).sum() for y in per_pixel) / 8)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+def test_pooling_of_held_values_is_of_any_number_of_samples(convert, samples):
+    """Before the first neuron there is one row a sample, whatever the steps."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
+    )
+    x = torch.rand(7, 1, 8, 8)
+    snn = convert(ann, [x], calibration="none")
+    shown = x[:samples]
+    trains = spike_trains(snn, shown, 4)
+    result = simulate(snn, [shown], 4, progress=False)
+    assert result.spikes["2"].sum().item() * samples == pytest.approx(trains["2"].sum().item())
+    assert result.operations.synops == synops(snn, [shown], 4).synops
+
+
+def test_operations_of_samples_that_leave_early():
+    """What reads varying currents runs as long as the sample stays."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    from sj_burst import convert
+
+    snn = convert(ann, [torch.rand(32, 3)], calibration="none", progress=False)
+    left = simulate(snn, [torch.rand(16, 3)], 8, early_exit=0.0, progress=False)
+    assert left.average_steps == 1
+    stayed = simulate(snn, [torch.rand(16, 3)], 8, progress=False)
+    held = 3 * 8  # the first layer
+    assert left.operations.macs - held == (stayed.operations.macs - held) / 8 == 2 * 8

@@ -6,7 +6,7 @@ from torch import nn
 
 from sj_burst import save
 from sj_burst.graph.quantised import quantised
-from sj_burst.training import distil, distillation_loss
+from sj_burst.training import distil, distillation_loss, finetune
 from sj_burst.training.distil import _Student
 from sj_burst.utils.inputs import as_inputs
 from tests.networks import resnet, vgg
@@ -188,3 +188,18 @@ def test_endless_levels_may_be_fitted_too(convert):
     snn = convert(ann, DATA, max_spikes=math.inf, threshold="max", calibration="none", time_steps=1)
     fitted = distil(snn, ann, DATA, epochs=2, **QUIET)
     assert loss_of(fitted, ann) < loss_of(snn, ann)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Samples one after the other, as many as come."""
+
+    def __iter__(self):
+        return iter([(x, 0) for x in X[:32]])
+
+
+def test_a_loader_over_a_stream_has_no_length(convert):
+    ann = resnet()
+    loader = torch.utils.data.DataLoader(Stream(), 16)
+    snn = convert(ann, loader, calibration="none")
+    fitted = distil(snn, ann, loader, epochs=1, **QUIET)
+    assert finetune(fitted, loader, time_steps=2, **QUIET).run(X[:1], 2).isfinite().all()

@@ -62,10 +62,10 @@ def test_labels_of_no_class_do_not_count():
 
 def test_no_class_at_all_is_an_error_and_no_accuracy_of_zero():
     net, (x, y) = rate_norm_mlp(), next(iter(labelled_loader()))
-    with pytest.raises(ValueError, match="no label that val_loader yields is of a class"):
+    with pytest.raises(ValueError, match="no label that loader yields is of a class"):
         evaluate_rates(net, [(x, torch.full_like(y, -100))] * 2)
     pixels = nn.Sequential(nn.Conv2d(2, 4, 1), RateNorm(), nn.Conv2d(4, 3, 1))
-    with pytest.raises(ValueError, match="no label that val_loader yields is of a class"):
+    with pytest.raises(ValueError, match="no label that loader yields is of a class"):
         evaluate_rates(pixels, [(torch.randn(4, 2, 6, 6), torch.full((4, 6, 6), 255))])
 
 

@@ -155,3 +155,10 @@ def test_bad_arguments():
         replace_relu(vgg(), RateNorm())
     with pytest.raises(ValueError, match="replace_relu"):
         lock_max(vgg())
+
+
+def test_modules_keep_their_modes():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU())
+    model[1].eval()
+    made = replace_relu(model, RateNorm)
+    assert made.training and made[2].training and not made[1].training

@@ -87,3 +87,13 @@ def test_stage_one_goes_on_from_any_weights_of_the_architecture(tmp_path):
     wide = nn.Sequential(nn.Linear(6, 4), RateNorm(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="another network"):
         train_rates(wide, data, **options)
+
+
+def test_a_generator_that_is_missing_is_told_of_before_anything_changes(tmp_path):
+    options = dict(epochs=2, checkpoint=tmp_path / "run.pt", progress=False)
+    data = labelled_loader(generator=torch.Generator().manual_seed(3))
+    with pytest.raises(KeyboardInterrupt):
+        train_rates(rate_norm_mlp(), data, writer=Interrupt(2), **options)
+    with pytest.raises(ValueError, match="loader had a generator"):
+        train_rates(rate_norm_mlp(), list(data), **options)
+    train_rates(rate_norm_mlp(), data, **options)
