@@ -44,7 +44,15 @@ def per_channel(value: Tensor, dim: int) -> Tensor:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd has to see what is done with these tensors."""
+    """Whether autograd has to see what is done with these tensors.
+
+    Args:
+        *tensors: any; ``None`` needs no gradient.
+
+    Example:
+        >>> needs_grad(torch.ones(1), None), needs_grad(torch.ones(1, requires_grad=True))
+        (False, True)
+    """
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -50,8 +50,8 @@ class Options:
             integers of so many bits times a scale per output channel (the thresholds of the neurons
             before them are in it, channel by channel). They are rounded as calibration comes to their
             layer, so that biases and thresholds make up for it.
-        calibration_images: how many images of the loader ``calibration`` and ``potential="data"``
-            use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
+        calibration_images: how many images of the loader ``calibration``, ``potential="data"`` and
+            ``threshold="rate_distortion"`` use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
             what is recorded.
 
     Raises:

@@ -146,7 +146,7 @@ def accuracy_vs_spikes(
 
 
 def accuracy_vs_energy(
-    results: Mapping[str, Sequence[SimulationResult]],
+    results: Mapping[str, SimulationResult | Sequence[SimulationResult]],
     *,
     ann_accuracy: float | None = None,
     accounting: str = "unary",
@@ -157,7 +157,7 @@ def accuracy_vs_energy(
     A line joins those of a label that no other of its points beats in both.
 
     Args:
-        results: label to results of one method at several settings.
+        results: label to the results of one method at several settings, or to one.
         ann_accuracy: of the ANN, in [0, 1]; drawn as a star at its energy.
         accounting: how a burst travels: ``"unary"``, ``"binary"`` or ``"graded"``, as in
             :class:`~sj_burst.simulation.operations.Operations`.
@@ -166,6 +166,7 @@ def accuracy_vs_energy(
     Raises:
         ValueError: if there is nothing to draw, a result has no accuracy or no operations, or for
             another accounting.
+        TypeError: for what are no results by label.
 
     Example:
         >>> import matplotlib; matplotlib.use("Agg")
@@ -181,12 +182,12 @@ def accuracy_vs_energy(
         raise ValueError(f"accounting must be one of {list(ACCOUNTINGS)}, got {accounting!r}")
     if not isinstance(results, Mapping):
         raise TypeError(f"results must map labels to results, got {type(results).__name__}")
-    results = {k: [v] if isinstance(v, SimulationResult) else list(v) for k, v in results.items()}
-    for label, many in results.items():
+    groups = {k: [v] if isinstance(v, SimulationResult) else list(v) for k, v in results.items()}
+    for label, many in groups.items():
         if wrong := [one for one in many if not isinstance(one, SimulationResult)]:
             got = type(wrong[0]).__name__
             raise TypeError(f"results of {label!r} must be of simulate, got {got}")
-    named = {f"{label}, {i}": r for label, many in results.items() for i, r in enumerate(many)}
+    named = {f"{label}, {i}": r for label, many in groups.items() for i, r in enumerate(many)}
     last = {
         name: 100 * accuracy[-1].item() for name, accuracy in _accuracies(named, ann_accuracy).items()
     }
@@ -194,7 +195,7 @@ def accuracy_vs_energy(
         if result.operations is None:
             raise ValueError(f"result {name!r} has no operations; simulate inputs of one size")
     fig, ax = _axes(ax)
-    for index, (label, many) in enumerate(results.items()):
+    for index, (label, many) in enumerate(groups.items()):
         found = [r.operations.energies[accounting] / 1e6 for r in many if r.operations is not None]
         points = sorted(zip(found, [last[f"{label}, {i}"] for i in range(len(many))], strict=True))
         look = _look(index)

@@ -1,4 +1,4 @@
-"""Tracing a network, and evaluating a traced graph node by node."""
+"""Tracing a network by an example, and what a traced graph is asked for."""
 
 import functools
 import inspect

@@ -147,7 +147,7 @@ class BurstIFNode(TemporalModule):
             for value in (self.shift, self.negative_slope)
         )
         surrogate_function = None
-        if functional.needs_grad(z, v, threshold, shift):
+        if functional.needs_grad(z, v, threshold, shift, slope):
             if math.isinf(self.max_spikes):
                 raise ValueError(
                     "max_spikes=inf has no surrogate gradient (one term per level); run the "

@@ -68,6 +68,6 @@ POTENTIAL_RULES: dict[str, Callable[[ActivationStatistics, Transfer, Tensor], Te
     # "shift" delivers θ/2 in T parts, which is the same for a constant current.
     "shift": zero_potential,
     "ann": ann_potential,
-    # "data" starts from θ/2 and is corrected layer by layer on the spiking prefix (calibration.py).
+    # "data" starts from θ/2 and is corrected layer by layer on the spiking prefix (conversion/fits.py).
     "data": half_potential,
 }

@@ -1,4 +1,4 @@
-"""Firing thresholds from calibration activations: streaming statistics, and the rules that use them."""
+"""Firing thresholds from calibration activations: the rules that fit them to statistics."""
 
 import math
 import re

@@ -33,7 +33,18 @@ def omega(rate: Tensor) -> Tensor:
 
 
 def output_rate(logits: Tensor) -> Tensor:
-    """ReLU(logits) relative to each sample's largest, ``[N, C]`` in [0, 1].
+    r"""ReLU(logits) relative to each sample's largest: the rate of a layer of class scores.
+
+    .. math::
+        r_c = \max(o_c, 0) / \max_k \max(o_k, 0)
+
+    Args:
+        logits: o ``[N, C]``.
+
+    Returns:
+        r ``[N, C]`` in [0, 1]; zeros for a sample without a positive score.
+
+    Source: Ding et al., IJCAI 2021, after whose stage 2 the output is a layer like the others.
 
     Example:
         >>> output_rate(torch.tensor([[-1.0, 1.0, 2.0]])).tolist()

@@ -112,8 +112,14 @@ def rate_norms(model: nn.Module) -> dict[str, RateNorm]:
 def lock_max(model: nn.Module, locked: bool = True) -> nn.Module:
     """Stop (or resume) the update of M in every rate norm layer; returns the model.
 
+    Args:
+        model: a network with rate norm layers; changed in place.
+        locked: M stays as it is.
+
     Raises:
         ValueError: if there is no rate norm layer.
+
+    Source: Ding et al., IJCAI 2021, whose second stage keeps M.
 
     Example:
         >>> net = lock_max(nn.Sequential(RateNorm()))
@@ -129,8 +135,14 @@ def lock_max(model: nn.Module, locked: bool = True) -> nn.Module:
 def share_scale(model: nn.Module, shared: bool = True) -> nn.Module:
     """Give all rate norm layers one q (the mean of theirs), or each its own; returns the model.
 
+    Args:
+        model: a network with rate norm layers; changed in place.
+        shared: one for all.
+
     Raises:
         ValueError: if there is no rate norm layer.
+
+    Source: Ding et al., IJCAI 2021, who recommend one scale.
 
     Example:
         >>> net = share_scale(nn.Sequential(RateNorm(1.0), RateNorm(3.0)))
