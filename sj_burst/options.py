@@ -51,8 +51,8 @@ class Options:
             before them are in it, channel by channel). They are rounded as calibration comes to their
             layer, so that biases and thresholds make up for it.
         calibration_images: how many images of the loader ``calibration``, ``potential="data"`` and
-            ``threshold="rate_distortion"`` use at most; fewer, with a warning, only if memory and the temporary folder cannot hold
-            what is recorded.
+            ``threshold="rate_distortion"`` use at most; fewer, with a warning, only if memory and the
+            temporary folder cannot hold what is recorded.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
