@@ -21,6 +21,7 @@ import sj_burst
 PUBLISHED = ["burst", "opi", "rts", "calibration_light", "calibration_advanced"]
 EQUAL = [(1, 15), (2, 4), (4, 2), (4, 4), (8, 1)]  # T, Γ
 BUDGETS = [0.3, 0.2, 0.15, 0.1]
+POINTS = 6  # below the ANN that the figure shows
 
 
 def main() -> None:
@@ -71,16 +72,20 @@ def main() -> None:
         ann, calibration, args.max_drop, objective="energy", images=args.calibration_images
     )
     print(f"\nthe cheapest within {args.max_drop} points, of training images held back:\n{found}")
+    seen = {name: many for name, many in results.items() if best(many) > ann_accuracy - POINTS / 100}
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained", sharey=True)
     for ax, accounting in zip(axes, ("unary", "binary"), strict=True):
-        sj_burst.plot.accuracy_vs_energy(
-            results, ann_accuracy=ann_accuracy, accounting=accounting, ax=ax
-        )
-        ax.set_ylim(bottom=100 * ann_accuracy - 8)
+        sj_burst.plot.accuracy_vs_energy(seen, ann_accuracy=ann_accuracy, accounting=accounting, ax=ax)
+        ax.set_ylim(bottom=100 * ann_accuracy - POINTS)
         ax.get_legend().remove()
     handles = axes[0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
     save(fig, args, "12_energy.png")
+
+
+def best(results: list[sj_burst.SimulationResult]) -> float:
+    """The best accuracy after all steps."""
+    return max(r.accuracy[-1].item() for r in results if r.accuracy is not None)
 
 
 def described(result: sj_burst.SimulationResult, ann_accuracy: float) -> str:

@@ -48,11 +48,11 @@ def _axes(ax: "Axes | None") -> "tuple[Figure, Axes]":
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Line style of the index-th curve."""
+    """Line style of the index-th curve; where colours come again, their markers differ."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
-        "marker": "osD^v<>"[index % 7],
+        "marker": "osD^v<>"[(index + index // len(COLOURS)) % 7],
         "markersize": 4.5,
         "linewidth": 1.6,
     }
@@ -208,7 +208,7 @@ def accuracy_vs_energy(
         energy = operations.ann_energy / 1e6
         ax.plot([energy], [100 * ann_accuracy], "*", color="black", markersize=11, label="ANN")
     _tidy(ax)
-    ax.set_xscale("log")
+    _decades(ax)
     ax.set_xlabel(f"energy per image (µJ, bursts {accounting})")
     ax.set_ylabel("accuracy (%)")
     ax.legend(fontsize="small", frameon=False)
@@ -499,6 +499,16 @@ def _ann_line(ax: "Axes", ann_accuracy: float | None) -> None:
         fontsize="small",
         color="0.25",
     )
+
+
+def _decades(ax: "Axes") -> None:
+    """A logarithmic axis, with 1, 2 and 5 of every decade as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _log_axis(ax: "Axes", low: float, high: float) -> None:
