@@ -61,7 +61,8 @@ def test_the_ann_is_left_alone_and_files_hold_it(convert, tmp_path):
         distil(snn, ann, [x], progress=False)
     fitted = distil(snn, ann, [x], weight_lr=0, epochs=1, progress=False)
     for a, b in zip(fitted.graph.modules(), snn.graph.modules(), strict=True):
-        assert not isinstance(a, LAYERS) or torch.equal(a.weight, b.weight)
+        if isinstance(a, LAYERS):  # but for the thresholds, to which they are rounded
+            assert (a.weight - b.weight).norm() < 0.02 * b.weight.norm()
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, -8])
