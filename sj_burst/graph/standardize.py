@@ -328,12 +328,11 @@ def write_one_spelling(gm: fx.GraphModule, values: Values) -> None:
         if name == "rsub":
             operands.reverse()
         if alpha != 1:
-            scaled = 0 if name == "rsub" else 1
             with gm.graph.inserting_before(node):
-                factor = gm.graph.call_function(operator.mul, (operands[scaled], alpha))
+                factor = gm.graph.call_function(operator.mul, (operands[1], alpha))
             factor.meta = dict(node.meta)
             values[factor] = evaluate_node(gm, factor, values.__getitem__)
-            operands[scaled] = factor
+            operands[1] = factor
         node.op, node.target, node.args, node.kwargs = "call_function", target, tuple(operands), {}
 
 

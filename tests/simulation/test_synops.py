@@ -344,6 +344,7 @@ class Combined(nn.Module):
         (lambda a, b: a.subtract(b), torch.sub),
         (lambda a, b: torch.rsub(b, a), torch.sub),
         (lambda a, b: torch.sub(a, b, alpha=0.5), lambda a, b: a - 0.5 * b),
+        (lambda a, b: torch.rsub(b, a, alpha=0.5), lambda a, b: a - 0.5 * b),
         (lambda a, b: torch.add(a, other=b), torch.add),
         (lambda a, b: torch.add(input=a, other=b), torch.add),
         (lambda a, b: a.clone().add_(b), torch.add),
