@@ -6,76 +6,25 @@ that results are equal bit for bit. Importing this module imports numba.
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .layout import check_pool_input, flat_parameters, image_order, memory_order, pool_geometry, restore
-from .result import BurstResult, SpikeCounts
-from .team import side_by_side, threads_here
+from .cpu_blocks import BLOCK, divide, jit, rows_of, spread
+from .cpu_events import Tally, add_block, add_spikes
+from .layout import (
+    check_pool_input,
+    flat_parameters,
+    image_order,
+    memory_order,
+    pool_geometry,
+    restore,
+    samples_first,
+)
+from .result import BurstResult
+from .team import side_by_side
 
-__all__ = [
-    "BLOCK",
-    "burst_multi_step",
-    "counts_spikes",
-    "divide",
-    "events_of",
-    "jit",
-    "li_pool_multi_step",
-    "rows_of",
-    "spread",
-]
-
-BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
-GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
-MAX_COUNTED = 1 << 20  # largest Γ whose bursts are counted
-
-jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-
-
-# Counts are whole numbers, whose sums are the same in any order.
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _add_spikes(numbers, unary, binary, graded, halvings):  # type: ignore[no-untyped-def]
-    """Add up a row of spikes, and their sizes, and count the events of each neuron.
-
-    As :func:`sj_burst.backends.result.count_events`; ``numbers`` are overwritten.
-    """
-    net, total = 0.0, 0.0
-    for j in range(len(numbers)):
-        net += numbers[j]
-        numbers[j] = abs(numbers[j])
-        total += numbers[j]
-        unary[j] += numbers[j]
-    if halvings > 0:
-        for j in range(len(numbers)):
-            graded[j] += min(numbers[j], 1)
-            binary[j] += numbers[j]
-        for _ in range(halvings):
-            for j in range(len(numbers)):
-                numbers[j] = np.floor(numbers[j] / 2)
-                binary[j] -= numbers[j]
-    return np.int64(total), np.int64(net)
-
-
-@jit
-def spread(target, values, inner, first):  # type: ignore[no-untyped-def]
-    """Write the parameter of the neurons from ``first`` on to ``target``; see :mod:`.layout`."""
-    filled, size, period = 0, len(target), len(values)
-    while filled < size:
-        neuron = first + filled
-        index = neuron // inner % period
-        if inner > 1:
-            run = min(size - filled, inner - neuron % inner)
-            target[filled : filled + run] = values[index]
-        elif filled < period:
-            run = min(size - filled, period - index)
-            target[filled : filled + run] = values[index : index + run]
-        else:  # it repeats: twice as much every time
-            back = filled // period * period
-            run = min(size - filled, back)
-            target[filled : filled + run] = target[filled - back : filled - back + run]
-        filled += run
+__all__ = ["burst_multi_step", "li_pool_multi_step"]
 
 
 @jit
@@ -102,15 +51,16 @@ def _burst(  # type: ignore[no-untyped-def]
 ):
     """T steps of the neurons from ``start`` to ``stop``.
 
-    Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, the state ``v`` and ``sent`` after
-    the last step and, if asked for, the events of every neuron ``totals [3, M]``; adds the spikes of
-    every step, and their net number, to ``counts [2, T]``.
+    Writes outputs ``y [T, M]`` or their ``sums [M]`` over the steps, and the state ``v`` and ``sent``
+    after the last step. If asked for, adds the spikes of every step, and their net number, to
+    ``counts [2, T]``, and the events of every neuron to ``totals``; see :class:`.cpu_events.Tally`.
     """
     neurons = len(v)
     least, most = bounds[0], bounds[1]
     theta_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     below_block, zero = np.empty(BLOCK, v.dtype), v.dtype.type(0)
     number_block = np.empty(BLOCK, v.dtype)
+    fired_block = np.empty((1 if totals is None else len(totals), BLOCK), v.dtype)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
@@ -127,8 +77,8 @@ def _burst(  # type: ignore[no-untyped-def]
             sents = sent[first : first + size]
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
-            fired, numbers = totals[:, first : first + size], number_block[:size]
-            fired[:] = 0
+            fired_block[:] = 0
+            numbers = number_block[:size]
         if sums is not None:
             ys = sums[first : first + size]
             ys[:] = 0
@@ -162,9 +112,11 @@ def _burst(  # type: ignore[no-untyped-def]
                 if counts is not None:
                     numbers[j] = n
             if counts is not None:
-                total, net = _add_spikes(numbers, fired[0], fired[1], fired[2], halvings)
+                total, net = add_spikes(numbers, fired_block, halvings)
                 counts[0, t] += total
                 counts[1, t] += net
+        if counts is not None:
+            add_block(fired_block, first, size, totals)
 
 
 @jit
@@ -231,35 +183,10 @@ def _li_pool(begin, end, x, x_stride, out, total, pooled, geometry):  # type: ig
                             before[place, k] = best[k]
 
 
-def divide(work: int, unit: int, cost: int) -> tuple[int, int]:
-    """Into how many parts ``range(work)`` falls, and the size of each, a multiple of ``unit``."""
-    parts = max(1, min(threads_here(), cost // GRAIN))
-    size = max(-(-work // (parts * unit)), 1) * unit
-    return max(1, -(-work // size)), size
-
-
-def rows_of(x_seq: Tensor) -> tuple[np.ndarray, int]:
-    """All elements of ``[T, ...]`` in memory order, and how many lie between two steps."""
-    stride = x_seq.stride(0)
-    size = x_seq[0].numel()
-    return x_seq.as_strided(((len(x_seq) - 1) * stride + size,), (1,)).numpy(), stride
-
-
 def _copy(value: Tensor, order: list[int]) -> np.ndarray:
     """A state as a flat row in memory order that may be written to."""
     copy = value.detach().permute(order).clone(memory_format=torch.contiguous_format)
     return copy.view(-1).numpy()
-
-
-def events_of(totals: np.ndarray, halvings: int) -> Tensor:
-    """Events ``[3, M]``; those of single spikes are the same by every accounting."""
-    events = torch.from_numpy(totals)
-    return events if halvings else events[:1].expand_as(events)
-
-
-def counts_spikes(max_spikes: float) -> bool:
-    """Whether the loop can count bursts of up to Γ spikes."""
-    return max_spikes <= MAX_COUNTED
 
 
 def burst_multi_step(
@@ -284,7 +211,7 @@ def burst_multi_step(
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
         negative_slope: weight of the total below zero; broadcasts to one step.
-        count: whether to count spikes while they are emitted.
+        count: whether to count spikes while they are emitted; see :func:`.cpu_events.counts_spikes`.
         summed: whether the outputs are added up over the steps, to ``[1, N, ...]``.
 
     Returns:
@@ -292,7 +219,7 @@ def burst_multi_step(
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
-    z_seq, order = memory_order(z_seq.detach())
+    z_seq, order = (samples_first if count else memory_order)(z_seq.detach())
     steps, neurons = len(z_seq), v.numel()
     flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, threshold, shift, negative_slope)
     given = [None if p is None else p.detach().numpy() for p in flat]
@@ -303,23 +230,15 @@ def burst_multi_step(
     sent_out = None if sent is None else np.empty_like(v_out)
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], z.dtype)
     parts, size = divide(neurons, BLOCK, steps * neurons)
-    counts = totals = None
-    halvings = 0
-    if count and counts_spikes(max_spikes):
-        counts = np.zeros((parts, 2, steps), np.int64)
-        totals, halvings = np.empty((3, neurons), z.dtype), int(max_spikes).bit_length() - 1
-    arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out, halvings)
+    tally = Tally(parts, steps, len(v), neurons, max_spikes) if count else None
+    arrays = (z, stride, *given, np.array(inner), bounds, steps, flat_y, sums, v_out, sent_out)
 
     def work(part: int) -> None:
-        count = None if counts is None else counts[part]
-        _burst(part * size, min((part + 1) * size, neurons), *arrays, count, totals)
+        counts = (0, None, None) if tally is None else tally.of(part)
+        _burst(part * size, min((part + 1) * size, neurons), *arrays, *counts)
 
     side_by_side(work, parts)
-    spikes = None
-    if counts is not None and totals is not None:
-        per_step, net = torch.from_numpy(counts.sum(0))
-        per_neuron = restore(events_of(totals, halvings), v.shape, order)
-        spikes = SpikeCounts(per_step, per_neuron, None if negative_slope is not None else net)
+    spikes = None if tally is None else tally.result(v.shape, order, negative_slope is None)
     return BurstResult(
         restore(torch.from_numpy(y), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),

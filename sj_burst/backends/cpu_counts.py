@@ -11,31 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu import BLOCK, divide, events_of, jit, rows_of, spread
-from .layout import flat_parameters, memory_order, restore
-from .result import BurstResult, SpikeCounts
+from .cpu_blocks import BLOCK, divide, jit, rows_of, spread
+from .cpu_events import Tally, add_block, add_spikes
+from .layout import flat_parameters, memory_order, restore, samples_first
+from .result import BurstResult
 from .team import side_by_side
 
 __all__ = ["count_multi_step"]
-
-
-@jit
-def _add_spikes(numbers, unary, binary, graded, halvings):  # type: ignore[no-untyped-def]
-    """As in :mod:`.cpu`, of counts in int8; the events hold as many bits as the sums need."""
-    total, net = np.int32(0), np.int32(0)
-    for j in range(len(numbers)):
-        n = np.int32(numbers[j])
-        spikes = np.int32(n if n > 0 else -n)
-        total = np.int32(total + spikes)
-        net = np.int32(net + n)
-        unary[j] += spikes
-        if halvings > 0:
-            graded[j] += np.int32(1 if n != 0 else 0)
-            # Up to 127 has seven bits.
-            halves = np.int32((spikes >> 1) + (spikes >> 2) + (spikes >> 3))
-            halves = np.int32(halves + (spikes >> 4) + (spikes >> 5) + (spikes >> 6))
-            binary[j] += np.int32(spikes - halves)
-    return np.int64(total), np.int64(net)
 
 
 # No input makes a NaN of whole numbers; a picture with one has no right answer.
@@ -85,6 +67,7 @@ def _count(  # type: ignore[no-untyped-def]
     scale_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     other_block, number_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
     current_block = np.empty(BLOCK, v.dtype)
+    fired_block = np.empty((1 if totals is None else len(totals), BLOCK), v.dtype)
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         scales, shifts, others = scale_block[:size], shift_block[:size], other_block[:size]
@@ -98,8 +81,7 @@ def _count(  # type: ignore[no-untyped-def]
         if sent is not None:
             spread(sents, sent_before, inner[1], first)
         if counts is not None:
-            fired = totals[:, first : first + size]
-            fired[:] = 0
+            fired_block[:] = 0
         for t in range(len(out)):
             xs = x[t * x_stride + first : t * x_stride + first + size]
             if y is not None:
@@ -114,9 +96,11 @@ def _count(  # type: ignore[no-untyped-def]
             for j in range(size):
                 ns[j] = np.int8(np.int32(numbers[j]))
             if counts is not None:
-                total, net = _add_spikes(ns, fired[0], fired[1], fired[2], halvings)
+                total, net = add_spikes(numbers, fired_block, halvings)
                 counts[0, t] += total
                 counts[1, t] += net
+        if counts is not None:
+            add_block(fired_block, first, size, totals)
 
 
 def _in_order(x_seq: Tensor, order: list[int]) -> Tensor:
@@ -152,7 +136,7 @@ def count_multi_step(
 
     Source: as :func:`sj_burst.functional.burst_step`.
     """
-    given, order = memory_order(terms[0].detach())
+    given, order = (samples_first if count else memory_order)(terms[0].detach())
     values = [rows_of(given), *(rows_of(_in_order(x.detach(), order)) for x in terms[1:])]
     steps, neurons = len(given), v.numel()
     flat, inner = flat_parameters(v.shape, order, v.dtype, v, sent, shift, *scales)
@@ -165,23 +149,16 @@ def count_multi_step(
     sent_out = None if sent is None else np.empty_like(v_out)
     bounds = np.array([0 if sent is None else -max_spikes, max_spikes], np.float32)
     state = (v_before, sent_before, shifts)
-    halvings = max_spikes.bit_length() - 1
-    arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out, halvings)
+    arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out)
     parts, size = divide(neurons, BLOCK, steps * neurons)
-    counts = np.zeros((parts, 2, steps), np.int64) if count else None
-    enough = np.int8 if steps * max_spikes < 2**7 else np.int32
-    totals = np.empty((3, neurons), enough) if count else None
+    tally = Tally(parts, steps, len(v), neurons, max_spikes) if count else None
 
     def work(part: int) -> None:
-        stop = min((part + 1) * size, neurons)
-        _count(part * size, stop, *arrays, None if counts is None else counts[part], totals)
+        counts = (0, None, None) if tally is None else tally.of(part)
+        _count(part * size, min((part + 1) * size, neurons), *arrays, *counts)
 
     side_by_side(work, parts)
-    spikes = None
-    if counts is not None and totals is not None:
-        per_step, net = torch.from_numpy(counts.sum(0))
-        per_neuron = restore(events_of(totals, halvings).float(), v.shape, order)
-        spikes = SpikeCounts(per_step, per_neuron, net)
+    spikes = None if tally is None else tally.result(v.shape, order, True)
     return BurstResult(
         restore(torch.from_numpy(out), v.shape, order),
         restore(torch.from_numpy(v_out), v.shape, order),

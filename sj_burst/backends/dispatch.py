@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..utils.checks import check_network
+from . import events
 from .cuda import operators
+from .events import SpikeCounts
 from .layout import pool_dim
-from .result import BurstResult, SpikeCounts
+from .result import BurstResult
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +26,7 @@ __all__ = [
     "burst_multi_step",
     "check_backend",
     "count_multi_step",
+    "count_outputs",
     "is_installed",
     "li_pool_multi_step",
     "set_backend",
@@ -229,9 +232,10 @@ def burst_multi_step(
                 z_seq, v, threshold, max_spikes, **options, surrogate=surrogate, count=count
             )
     elif chosen == "numba" and _numba_takes(z_seq, v, threshold, shift, sent, negative_slope):
-        from . import cpu
+        from . import cpu, cpu_events
 
-        if not counted or cpu.counts_spikes(max_spikes):
+        count = count and cpu_events.counts_spikes(max_spikes, len(z_seq))
+        if count or not counted:
             return cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, count=count)
     if counted:
         return _counting_steps(z_seq, v, threshold, max_spikes, **options, surrogate=surrogate)
@@ -336,6 +340,30 @@ def _counting_steps(
         totals.append(after)
     counts = SpikeCounts.of_totals([total.detach() for total in totals])
     return BurstResult(torch.stack(outputs), v, totals[-1], counts)
+
+
+def count_outputs(backend: str, y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCounts:
+    """Run :func:`sj_burst.backends.events.count_outputs` on a backend.
+
+    Args:
+        backend: one of ``BACKENDS``; CuPy leaves it to torch.
+        y_seq: outputs of a layer ``[T, N, ...]``.
+        unit: what a spike weighs; broadcasts to a step of one sample. ``None`` for 1.
+        whole: outputs stand for whole spikes.
+
+    Raises:
+        ValueError: if the tensors are not on the backend's kind of device.
+
+    Example:
+        >>> count_outputs("torch", torch.ones(2, 1, 3), None, True).per_step.tolist()
+        [3.0, 3.0]
+    """
+    known = y_seq.dtype in (torch.float32, torch.float64, torch.int8)
+    if backend_for(backend, y_seq) == "numba" and known and not torch.compiler.is_compiling():
+        from . import cpu_events
+
+        return cpu_events.count_outputs(y_seq, unit, whole)
+    return events.count_outputs(y_seq, unit, whole)
 
 
 def li_pool_multi_step(

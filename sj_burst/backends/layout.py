@@ -23,6 +23,7 @@ __all__ = [
     "pool_dim",
     "pool_geometry",
     "restore",
+    "samples_first",
     "state_dtype",
 ]
 
@@ -49,6 +50,21 @@ def memory_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
     """
     strides = x_seq.stride()[1:]
     return _reorder(x_seq, sorted(range(len(strides)), key=lambda d: -strides[d]))
+
+
+def samples_first(x_seq: Tensor) -> tuple[Tensor, list[int]]:
+    """As :func:`memory_order`, with one sample after the other: a sequence that is not so is copied.
+
+    Example:
+        >>> samples_first(torch.empty(5, 4, 3).transpose(1, 2))[1]
+        [0, 1]
+    """
+    moved, order = memory_order(x_seq)
+    if order[0] == 0:
+        return moved, order
+    if x_seq.shape[1] == 1:  # wherever it lies
+        return _reorder(x_seq, [0, *(d for d in order if d)])
+    return _reorder(x_seq, list(range(x_seq.dim() - 1)))
 
 
 def image_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:

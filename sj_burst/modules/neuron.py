@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..backends import dispatch
+from ..backends.events import SpikeCounts
 from ..backends.layout import state_dtype
-from ..backends.result import SpikeCounts
 from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
 __all__ = ["BurstIFNode", "check_max_spikes", "mean_output", "neurons"]

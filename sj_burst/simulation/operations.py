@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.result import ACCOUNTINGS
+from ..backends.events import ACCOUNTINGS
 
 __all__ = ["ACCOUNTINGS", "LayerOperations", "Operations"]
 

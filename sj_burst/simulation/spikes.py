@@ -8,11 +8,13 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from ..backends.result import ACCOUNTINGS, SpikeCounts, count_events
+from ..backends.dispatch import count_outputs
+from ..backends.events import SpikeCounts
 from ..functional import per_channel
 from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
+from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork
 from ..utils.inference import device_of, forward_hooks
 from ..utils.outputs import at_least_single
@@ -115,13 +117,9 @@ class SpikeCounter:
 
     def add(self, name: str, module: nn.Module, _: Any, y: Tensor) -> None:
         """Count what a module has emitted; a forward hook."""
-        counts = getattr(module, "spike_counts", None)
-        if counts is None or counts.per_neuron is None:
+        found = getattr(module, "spike_counts", None)
+        if found is None:
             found = self._count(name, module, y.detach())
-        else:
-            parts = [_sum_over_samples(part, 1) for part in counts.per_neuron[: _kinds(module)]]
-            found = SpikeCounts(counts.per_step, torch.cat(parts), counts.net)
-        assert found.per_neuron is not None
         if name in self.per_step:
             first = self._steps.get(name, 0)
             steps = slice(first, first + len(found.per_step))
@@ -131,49 +129,33 @@ class SpikeCounter:
                 self.net.pop(name, None)
             elif name in self.net:
                 self.net[name][steps] += found.net
-        events = found.per_neuron.expand(len(ACCOUNTINGS), *found.per_neuron.shape[1:])
         before = self.per_neuron.get(name)
-        if before is None or before.shape == events.shape:
-            self.per_neuron[name] = events if before is None else before + events
+        if before is None:
+            self.per_neuron[name] = found.per_neuron.clone()
+        elif before.shape == found.per_neuron.shape:
+            before += found.per_neuron
         else:
             self.sizes_vary = True
 
     def _count(self, name: str, module: nn.Module, y: Tensor) -> SpikeCounts:
-        """Spikes in what a module has emitted ``[T·N, ...]``, over the samples."""
+        """Spikes in what a module has emitted ``[T·N, ...]``."""
         fold = getattr(module, "time_fold", None)
         steps = 1
         if fold is not None and len(y) != fold.batch:  # else one row a sample, whatever the steps
             steps = fold.steps
-        numbers = self._numbers(name, module, y)
-        events = count_events(numbers) if _kinds(module) > 1 else numbers.abs().unsqueeze(0)
-        by_step = [_sum_over_samples(part, steps) for part in events]
-        per_neuron = torch.stack([part.sum(0) for part in by_step])
-        net = None
-        if isinstance(module, BurstIFNode):
-            net = numbers.unflatten(0, (steps, -1)).flatten(1).sum(1, dtype=torch.float64)
-        return SpikeCounts(by_step[0].flatten(1).sum(1), per_neuron, net)
-
-    def _numbers(self, name: str, module: nn.Module, y: Tensor) -> Tensor:
-        """How many spikes each value stands for."""
-        if isinstance(module, BurstIFNode):
-            return spike_numbers(module, y)
+        backend = module.backend if isinstance(module, TemporalModule) else "auto"
         unit = self._pool_units.get(name, getattr(module, "threshold", None))
-        if unit is None:
-            return at_least_single(y)
-        numbers = at_least_single(y) / per_channel(at_least_single(unit), y.dim())
-        numbers = torch.where(numbers.isfinite(), numbers, 0.0)  # where no window is
-        whole = numbers.round()  # but for rounding errors, and for parts of spikes
-        return torch.where((numbers - whole).abs() <= 1e-3 * whole.abs().clamp_min(1), whole, numbers)
+        whole = isinstance(module, BurstIFNode)
+        if isinstance(module, BurstIFNode) and module.negative_slope is not None:
+            y, unit = spike_numbers(module, y), None
+        if unit is not None:
+            unit = per_channel(unit, y.dim())
+        counts = count_outputs(backend, y.unflatten(0, (steps, -1)), unit, whole)
+        return counts if whole else counts._replace(net=None)
 
 
 def _has_net(module: nn.Module) -> bool:
     return isinstance(module, BurstIFNode) and module.negative_slope is None
-
-
-def _kinds(module: nn.Module) -> int:
-    """How many accountings differ: of single spikes all are the same."""
-    single = isinstance(module, NEURONS) and getattr(module, "max_spikes", 1) == 1
-    return 1 if single else len(ACCOUNTINGS)
 
 
 @contextmanager
@@ -204,15 +186,3 @@ def count_spikes(
     finally:
         for node in nodes:
             node.count_spikes, node.spike_counts = False, None
-
-
-def _sum_over_samples(x: Tensor, steps: int) -> Tensor:
-    """Σ over the samples of each step ``[T, ...]``; a product with ones is much faster than a sum."""
-    strides = x.stride()
-    order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
-    rows = x.permute(0, *order)
-    flat = rows.reshape(steps, len(x) // steps, -1)
-    ones = flat.new_ones(1, flat.shape[1])
-    total = torch.cat([ones @ step for step in flat]).double()
-    back = [order.index(d) + 1 for d in range(1, x.dim())]
-    return total.view(steps, *rows.shape[1:]).permute(0, *back)

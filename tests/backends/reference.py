@@ -116,10 +116,9 @@ def assert_burst_equal(case: Case, got: BurstResult) -> None:
             assert torch.equal(value, wanted), f"{name} of {tuple(case.z_seq.shape)}: {largest}"
     if got.counts is not None:
         assert torch.equal(got.counts.per_step.cpu().long(), spikes_of(case, y_seq)), "spikes per step"
-        if got.counts.per_neuron is not None:
-            bursts = bursts_of(case, y_seq)
-            events = torch.stack([bursts, bits_of(bursts), (bursts > 0).to(bursts.dtype)]).sum(1)
-            assert torch.equal(got.counts.per_neuron.cpu(), events), "events per neuron"
+        bursts = bursts_of(case, y_seq).double()
+        events = torch.stack([bursts, bits_of(bursts), (bursts > 0).double()]).sum((1, 2))
+        assert torch.equal(got.counts.per_neuron.cpu(), events), "events per neuron"
         if got.counts.net is not None:
             net = (y_seq / case.threshold).round().flatten(1).sum(1)
             assert torch.equal(got.counts.net.cpu().long(), net.long()), "net spikes per step"

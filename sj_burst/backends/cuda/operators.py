@@ -15,6 +15,7 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor, nn
 
 from ...functional import needs_grad
+from ..events import ACCOUNTINGS, SpikeCounts
 from ..layout import (
     check_pool_input,
     flat_parameters,
@@ -25,7 +26,7 @@ from ..layout import (
     restore,
     state_dtype,
 )
-from ..result import ACCOUNTINGS, BurstResult, SpikeCounts
+from ..result import BurstResult
 from .launch import launch_kernel
 
 __all__ = [
@@ -342,6 +343,7 @@ def burst_multi_step(
 
 def _spikes(counts: Tensor, per_neuron: Tensor, leaky: bool) -> SpikeCounts:
     per_step, negative = counts
+    per_neuron = per_neuron.sum(1, dtype=torch.float64)  # over the samples
     return SpikeCounts(per_step, per_neuron, None if leaky else per_step - 2 * negative)
 
 
