@@ -48,7 +48,7 @@ from .simulation.result import SimulationResult
 from .simulation.simulate import simulate
 from .simulation.synops import synops
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PRESETS",
     "BurstIFNode",

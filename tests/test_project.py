@@ -13,6 +13,8 @@ import torch
 from matplotlib import pyplot
 from PIL import Image
 
+from tests import api
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -51,6 +53,10 @@ def test_readme_snippets_run_as_printed(tmp_path, monkeypatch):
 def test_readme_pictures_exist():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_the_page_of_the_api_is_of_today():
+    assert api.PAGE.read_text() == api.page(), "python -m tests.api writes it"
 
 
 SMALLEST = {
