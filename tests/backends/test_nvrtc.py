@@ -67,12 +67,18 @@ ARCHITECTURES = ("80", "90")
 
 
 def in_turn(kernel: str, storage: str):
-    """The variants, each for one of the architectures; the few of the other kernels for both."""
-    both = kernel != "burst_forward"
+    """The variants for both architectures; the many of the neurons each for one.
+
+    Those of the two halves, whose code is the same but for conversions, share the variants.
+    """
+    if kernel != "burst_forward":
+        yield from itertools.product(variants(kernel, storage), ARCHITECTURES)
+        return
     turns = itertools.cycle(ARCHITECTURES if STORAGES[storage] % 2 else reversed(ARCHITECTURES))
-    for macros, architecture in zip(variants(kernel, storage), turns, strict=False):
-        for target in ARCHITECTURES if both else (architecture,):
-            yield macros, target
+    for number, macros in enumerate(variants(kernel, storage)):
+        architecture = next(turns)
+        if BYTES[storage] != 2 or number // 2 % 2 == STORAGES[storage] % 2:
+            yield macros, architecture
 
 
 def tool(name: str) -> Path:

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 import sj_burst
 from sj_burst.analysis.inactivated import inactivated_share
-from tests.networks import randomize_batch_norm
 
 EXACT = {"calibration": "none", "threshold": "max", "max_spikes": 16}
 
@@ -102,19 +100,6 @@ def test_the_rest_of_the_package_takes_them(tmp_path, calibration):
     assert torch.allclose(weights[1], weights[2], atol=1e-6) and not torch.equal(weights[0], weights[1])
     with pytest.raises(ValueError, match="say which is the answer"):
         sj_burst.training.finetune(snn, data, 2, progress=False)
-
-
-@torch.no_grad()
-@pytest.mark.slow
-def test_a_segmentation_network_of_others():
-    net = torchvision.models.segmentation.fcn_resnet50(
-        weights=None, weights_backbone=None, aux_loss=True, num_classes=3
-    )
-    x = torch.randn(2, 3, 32, 32)
-    net = randomize_batch_norm(net).eval()
-    snn = sj_burst.convert(net, [x], calibration="none", max_spikes=256, time_steps=1, progress=False)
-    for key, expected in net(x).items():
-        assert (snn.run(x, 1)[key][0] - expected).norm() < 0.05 * expected.norm()
 
 
 def test_what_is_no_tensor_is_refused():

@@ -319,7 +319,7 @@ def test_a_fixed_batch_is_refused_with_the_remedy(convert):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
 def test_networks_of_torchvision(convert, name):
     models = pytest.importorskip("torchvision").models
     net = randomize_batch_norm(models.get_model(name, weights=None, num_classes=10))
