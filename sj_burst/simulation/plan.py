@@ -25,7 +25,7 @@ class Plan(NamedTuple):
 
 # Rows are folded: steps × samples. On a CPU the largest activation of a chunk stays below the size
 # from which memory comes fresh from the system, page by page, at every allocation.
-BYTES_ON_CPU = 8_000_000
+BYTES_ON_CPU = 16_000_000
 ROWS_ON_CPU = 512
 STEPS_ON_CPU = 8
 ROWS_ON_GPU = 16384  # more rows are no faster
