@@ -48,8 +48,18 @@ def memory_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
         >>> memory_order(x.expand(5, 2, 3, 4, 4))[1]
         [0, 2, 3, 1]
     """
-    strides = x_seq.stride()[1:]
-    return _reorder(x_seq, sorted(range(len(strides)), key=lambda d: -strides[d]))
+    return _reorder(x_seq, _by_stride(x_seq.stride()[1:]))
+
+
+def _by_stride(strides: Sequence[int]) -> list[int]:
+    """Dimensions by falling stride, by hand: torch.compile sorts no numbers that may change."""
+    order: list[int] = []
+    for d, stride in enumerate(strides):
+        place = len(order)
+        while place and strides[order[place - 1]] < stride:
+            place -= 1
+        order.insert(place, d)
+    return order
 
 
 def samples_first(x_seq: Tensor) -> tuple[Tensor, list[int]]:

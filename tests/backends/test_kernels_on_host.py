@@ -14,9 +14,10 @@ from reference import (
     pool_states,
 )
 from spikingjelly.activation_based import surrogate
+from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 
-from sj_burst import BurstIFNode, functional
+from sj_burst import BurstIFNode, functional, set_backend
 from sj_burst.backends import dispatch
 from sj_burst.backends.cuda import operators
 from sj_burst.backends.layout import state_dtype
@@ -208,6 +209,21 @@ def test_modules_compile_to_one_graph(grad):
         assert torch.equal(other[0], results[0][0])
         for a, b in zip(other[1:], results[0][1:], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_modules_compile_for_sizes_that_change():
+    node = BurstIFNode(torch.tensor([0.3, 0.5, 0.7]), 3, 0.1, signed=True, step_mode="m")
+    net = nn.Sequential(node, LIPool(nn.MaxPool2d(3, 2, 1), step_mode="m"))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+    for backend, size in (("torch", 5), ("cupy", 5), ("cupy", 7)):
+        set_backend(net, backend)
+        x_seq = torch.randn(4, 2, 3, size, size + 2)
+        results = []
+        for run in (net, compiled):
+            reset_net(net)
+            with torch.no_grad():
+                results.append(run(x_seq))
+        assert torch.equal(*results)
 
 
 def test_operators_pass_opcheck():
