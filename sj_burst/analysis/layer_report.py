@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..functional import per_channel
 from ..modules.neuron import BurstIFNode
+from ..utils import distributed
 from .inactivated import fires_inactivated
 from .layers import LayerMeans
 
@@ -117,6 +118,13 @@ class LayerTotals:
             self.active = self.active | _any_in_channel(a > 0)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
+
+    def share(self) -> None:
+        """Add up the sums of all processes."""
+        values = distributed.total(torch.tensor(list(self.sums.values()), dtype=torch.float64))
+        self.sums = dict(zip(self.sums, values.tolist(), strict=True))
+        if isinstance(self.active, Tensor):
+            self.active = distributed.total(self.active.long()) > 0
 
     def result(self, events: Tensor | None, net: float | None) -> dict[str, Any]:
         """The measured fields of a :class:`LayerReport`.

@@ -19,6 +19,7 @@ from ..simulation.operations import Operations
 from ..simulation.spikes import count_spikes
 from ..simulation.synops import count_operations
 from ..simulation.walk import pool_units, values_of
+from ..utils import distributed
 from ..utils.loader import first_samples
 from ..utils.table import format_table
 from .advice import Advice, OutputError, advise
@@ -122,7 +123,8 @@ def report(
 
     as shares likewise. ``advice`` treats causes from the largest on, and what is propagated last,
     because mending the causes shrinks it; then the larger part of the error of the output.
-    Options that cost spikes or steps (Γ, T) come after those that cost none.
+    Options that cost spikes or steps (Γ, T) come after those that cost none. Under ``torchrun`` every
+    process measures its own batches, and all return the report over all of them.
 
     Args:
         snn: a converted network; its state is reset before and after.
@@ -177,7 +179,7 @@ def _measured(
     """The report with data."""
     nodes = snn.neurons()
     totals: dict[str, LayerTotals] = {}
-    samples, error, reference, levels = 0, 0.0, 0.0, 0.0
+    sums = torch.zeros(4, dtype=torch.float64)  # samples; of the output's error, the ANN's, of levels
     layers_of = layer_means(snn, ann, loader, time_steps, time_dim)
     example = first_samples(loader, 1, "loader", time_dim)[0].to(snn.device)
     values = values_of(snn, example)
@@ -185,29 +187,32 @@ def _measured(
     with count_spikes(snn, time_steps, units) as counter, closing(layers_of) as found:
         for means, (out, wanted, with_levels) in found:
             counter.restart()  # the next batch begins with its first step
-            samples += len(out)
-            error += (out - wanted).double().square().sum().item()
-            reference += wanted.double().square().sum().item()
-            levels += ((out - wanted).double() * (with_levels - wanted).double()).sum().item()
+            off = (out - wanted).double()
+            shares = (off * off, wanted.double().square(), off * (with_levels - wanted).double())
+            sums += torch.tensor([len(out), *(share.sum().item() for share in shares)])
             for name, mean in means.items():
                 totals.setdefault(name, LayerTotals(nodes.get(name), time_steps)).add(mean)
+    samples, error, reference, levels = distributed.total(sums).tolist()
     output = OutputError(_ratio(error, reference), levels / error if error else 0.0)
     spikes = counter.totals()
     layers = []
     for name, total in totals.items():
         static = _static(name, snn.graph.get_submodule(name))
-        net = counter.net[name].sum().item() if name in counter.net else None
+        net = None
+        if name in counter.net:
+            net = distributed.total(counter.net[name].sum()).item()
+        total.share()
         layers.append(dataclasses.replace(static, **total.result(spikes.get(name), net)))
     return Report(
         layers,
         snn.options,
         _notes(snn, layers),
         time_steps,
-        samples,
+        int(samples),
         math.sqrt(output.error),
         output.levels,
         advise(layers, snn.options, time_steps, output),
-        count_operations(snn, values, spikes, samples, time_steps, example.sequence),
+        count_operations(snn, values, spikes, int(samples), time_steps, example.sequence),
     )
 
 

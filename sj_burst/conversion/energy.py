@@ -18,7 +18,6 @@ from ..rules.transfer import Transfer
 from ..simulation.fan_out import fan_out
 from ..simulation.synops import synops
 from ..simulation.walk import SpikeWalk, values_of
-from ..utils import distributed
 from ..utils.inputs import Inputs
 from .sensitivity import Sensitivity
 
@@ -92,9 +91,7 @@ class ThresholdBudget:
             snn: a network with the thresholds of the last :meth:`spend`.
             batches: of images.
         """
-        found = torch.tensor([synops(snn, batches, self.time_steps).synops, 1.0])
-        spikes, processes = distributed.total(found.double()).tolist()
-        measured = max(spikes / processes, 1e-30)
+        measured = max(synops(snn, batches, self.time_steps).synops, 1e-30)
         self.tried.append(_Tried(self.target, measured))
         guess = self.target * self.budget / measured
         low = max((t.target for t in self.tried if t.measured <= self.budget), default=0.0)

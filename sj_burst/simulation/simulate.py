@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ..modules.neuron import BurstIFNode
 from ..network import Presentation, SpikingNetwork
-from ..utils import distributed
 from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, eval_mode, evaluate
 from ..utils.inputs import Inputs
@@ -127,14 +126,11 @@ def simulate(
             result = totals.result(counter, seconds)
             if isinstance(snn, SpikingNetwork):
                 snn.measured = (time_steps, sum(n.sum().item() for n in result.spikes.values()))
-                neurons = sum(count.numel() for count in counter.per_neuron.values())
-                vary = distributed.any_of(counter.sizes_vary)
-                if distributed.equal(neurons) and not vary:
-                    spikes = {n: distributed.total(count) for n, count in counter.per_neuron.items()}
+                if counter.comparable():
                     result.operations = count_operations(
                         snn,
                         values,
-                        spikes,
+                        counter.totals(),
                         result.samples,
                         time_steps,
                         example.sequence,

@@ -16,6 +16,7 @@ from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool
 from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork
+from ..utils import distributed
 from ..utils.inference import device_of, forward_hooks
 from ..utils.outputs import at_least_single
 
@@ -102,18 +103,23 @@ class SpikeCounter:
         """A batch begins with its first step."""
         self._steps.clear()
 
+    def comparable(self) -> bool:
+        """Whether all samples, of all processes, had the same neurons."""
+        neurons = sum(count.numel() for count in self.per_neuron.values())
+        return distributed.equal(neurons) and not distributed.any_of(self.sizes_vary)
+
     def totals(self) -> dict[str, Tensor]:
-        """``per_neuron``.
+        """``per_neuron``, over all processes.
 
         Raises:
             ValueError: if inputs of different sizes came.
         """
-        if self.sizes_vary:
+        if not self.comparable():
             raise ValueError(
                 "loader yields inputs of different sizes, whose neurons are not the same; count each "
                 "size by itself"
             )
-        return self.per_neuron
+        return {name: distributed.total(count) for name, count in self.per_neuron.items()}
 
     def add(self, name: str, module: nn.Module, _: Any, y: Tensor) -> None:
         """Count what a module has emitted; a forward hook."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.evaluate import evaluate_node
 from ..graph.readout import ReadOut
+from ..utils import distributed
 from ..utils.checks import check_count
 from ..utils.inference import device_of, eval_mode
 from ..utils.loader import batches, check_loader
@@ -43,6 +44,7 @@ def synops(
       neuron between them), or frames that do, runs as MACs at every step.
     - A weighted layer in the read-out runs once, as MACs.
     - The analog remainder of ``"compensated"`` coding counts as its size in spikes.
+    - Under ``torchrun`` every process counts its own batches, and all return the result over all.
     - Updates of neurons, pooling windows, biases and memory traffic are not counted; neither are
       they for the ANN.
 
@@ -89,6 +91,7 @@ def synops(
                     with present(snn, x) as shown:
                         for _out in shown.chunks(time_steps, steps_at_once(len(x))):
                             pass
+            samples = distributed.total_of(samples)
             return count_operations(snn, values, counter.totals(), samples, time_steps, example.sequence)
     finally:
         reset_net(snn)

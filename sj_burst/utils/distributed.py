@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["any_of", "equal", "gather_samples", "maximum", "running", "total"]
+__all__ = ["any_of", "equal", "gather_samples", "maximum", "running", "total", "total_of"]
 
 
 def running() -> bool:
@@ -38,6 +38,16 @@ def total(x: Tensor) -> Tensor:
         tensor(2.)
     """
     return _reduce(x, dist.ReduceOp.SUM) if dist.is_available() else x
+
+
+def total_of(number: int) -> int:
+    """Sum of a number over all processes.
+
+    Example:
+        >>> total_of(2)
+        2
+    """
+    return int(total(torch.tensor(number)))
 
 
 def maximum(x: Tensor) -> Tensor:

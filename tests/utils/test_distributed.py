@@ -19,6 +19,13 @@ SAMPLES = 25  # shares of 13 and 12
 OPTIONS = {"time_steps": 3, "coding": "rate", "progress": False}
 
 
+def numbers_of(layer: sj_burst.analysis.layer_report.LayerReport) -> list[float]:
+    """What was measured of a layer."""
+    found = [layer.rate, layer.churn, layer.channels, layer.silent, layer.dead, layer.clipped]
+    found += [layer.inactivated, layer.error, *layer.parts.values(), layer.levels]
+    return [-1.0 if value is None else float(value) for value in found]
+
+
 def run(rank: int, world: int) -> dict[str, torch.Tensor]:
     """Convert and simulate on this process's share of the data."""
     torch.manual_seed(0)
@@ -34,6 +41,8 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
         result = sj_burst.simulate(snn, share, 4, reference=ann, progress=False)
         early = sj_burst.simulate(snn, share, 4, early_exit=0.0058, progress=False)
         margin = sj_burst.fit_early_exit(snn, share, 4, max_loss=5.0)
+        counted = sj_burst.synops(snn, share, 4)
+        found_by_layer = sj_burst.report(snn, ann, share, 4)
         values = {
             **snn.state_dict(),
             **{f"spikes of {name}": spikes for name, spikes in result.spikes.items()},
@@ -41,6 +50,11 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
             "error": result.error,
             "samples": torch.tensor(result.samples),
             "synops": torch.tensor(result.operations.synops),
+            "synops alone": torch.tensor([counted.synops, counted.binary_synops, counted.energy]),
+            "report": torch.tensor([numbers_of(layer) for layer in found_by_layer.layers]),
+            "report of the output": torch.tensor(
+                [found_by_layer.output_error, found_by_layer.output_levels, found_by_layer.samples]
+            ),
             "exit steps": early.exit_steps,
             "average steps": torch.tensor(early.average_steps),
             "margin": torch.tensor(margin),
