@@ -58,7 +58,7 @@ def calibrate_layers(
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
         progress: show a progress bar.
-        memory: bytes for what is kept; ``None`` for a quarter of the memory that is free.
+        memory: bytes for what is kept; ``None`` for an eighth of the memory that is free.
     """
     fits = list(fits)
     inputs = [map_tensors(channels_last, x) for x in inputs]

@@ -4,7 +4,10 @@ and statistics and thresholds against a forward pass.
 pytest -o addopts= tests/benchmarks/test_calibration_benchmark.py -s
 """
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -92,3 +95,34 @@ def test_mse_search_against_plain_search(benchmark):
 
     benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
     print(f"\nplain / by levels: {statistics.median(ratios):.1f}")
+
+
+_LARGE = """
+import resource, sys, time, torch, torchvision
+from sj_burst import convert
+torch.manual_seed(0)
+ann = torchvision.models.resnet50(weights=None)
+images = [torch.randn(16, 3, 224, 224) for _ in range(int(sys.argv[1]) // 16)]
+ann.train()(images[0])  # statistics of BatchNorm
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+convert(ann.eval(), images, time_steps=4, calibration_images=int(sys.argv[1]), progress=False)
+seconds = time.perf_counter() - start
+print(seconds, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_time_and_memory_of_a_large_network(benchmark):
+    """A conversion of ResNet-50 at 224×224 by the defaults; ``IMAGES`` of the environment, or 256."""
+
+    def run() -> list[float]:
+        command = [sys.executable, "-W", "ignore", "-c", _LARGE, os.environ.get("IMAGES", "256")]
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            command, env=os.environ | paths, capture_output=True, text=True, check=True
+        )
+        return [float(word) for word in done.stdout.split()]
+
+    seconds, before, peak = benchmark.pedantic(run, rounds=1, iterations=1)
+    print(
+        f"\nResNet-50: {seconds:.0f} s, peak {peak / 2**20:.1f} GiB, before it {before / 2**20:.1f} GiB"
+    )
