@@ -189,7 +189,9 @@ def _measured(
             counter.restart()  # the next batch begins with its first step
             off = (out - wanted).double()
             shares = (off * off, wanted.double().square(), off * (with_levels - wanted).double())
-            sums += torch.tensor([len(out), *(share.sum().item() for share in shares)])
+            sums += torch.tensor(
+                [len(out), *(share.sum().item() for share in shares)], dtype=torch.float64
+            )
             for name, mean in means.items():
                 totals.setdefault(name, LayerTotals(nodes.get(name), time_steps)).add(mean)
     samples, error, reference, levels = distributed.total(sums).tolist()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .cpu_blocks import BLOCK, divide, jit, rows_of, spread
-from .cpu_events import Tally, add_block, add_spikes
+from .cpu_events import Tally, add_block, add_spikes, counts_spikes
 from .layout import flat_parameters, memory_order, restore, samples_first
 from .result import BurstResult
 from .team import side_by_side
@@ -151,6 +151,7 @@ def count_multi_step(
     state = (v_before, sent_before, shifts)
     arrays = (*flat_terms, *state, np.array(inner), bounds, out, v_out, sent_out)
     parts, size = divide(neurons, BLOCK, steps * neurons)
+    count = count and counts_spikes(max_spikes, steps)
     tally = Tally(parts, steps, len(v), neurons, max_spikes) if count else None
 
     def work(part: int) -> None:

@@ -45,7 +45,7 @@ def add_spikes(numbers, fired, halvings):  # type: ignore[no-untyped-def]
             net += numbers[j]
             total += abs(numbers[j])
             unary[j] += abs(numbers[j])
-        return np.int64(total), np.int64(net)
+        return total, net
     binary, graded = fired[1, :size], fired[2, :size]
     for j in range(len(numbers)):
         spikes = abs(numbers[j])
@@ -60,7 +60,7 @@ def add_spikes(numbers, fired, halvings):  # type: ignore[no-untyped-def]
         for j in range(len(numbers)):
             numbers[j] = np.floor(numbers[j] * kind(0.5))
             binary[j] -= numbers[j]
-    return np.int64(total), np.int64(net)
+    return total, net
 
 
 @jit
@@ -93,7 +93,7 @@ class Tally:
         self._halvings = int(max_spikes).bit_length() - 1
         kinds = 1 if max_spikes == 1 else len(ACCOUNTINGS)
         enough = np.float32 if steps * samples * max_spikes <= MOST else np.float64
-        self._counts = np.zeros((parts, 2, steps), np.int64)
+        self._counts = np.zeros((parts, 2, steps))
         self._totals = np.zeros((parts, kinds, neurons // samples), enough)
 
     def of(self, part: int) -> tuple[int, np.ndarray, np.ndarray]:
@@ -142,11 +142,11 @@ def _add_outputs(numbers, unary, binary, graded, high):  # type: ignore[no-untyp
         total += size
         unary[j] += size
         graded[j] += min(np.ceil(size), one)
-        halves = np.floor(size * kind(0.5)) + np.floor(size * kind(0.25))
-        # No less than an event, of a part of a spike.
-        binary[j] += max(size - halves, min(np.ceil(size), one))
-        numbers[j] = np.floor(size * kind(0.25))
-    while high >= 8:
+        half, fourth = np.floor(size * kind(0.5)), np.floor(size * kind(0.25))
+        ones = np.float64(size) - np.float64(half) - np.float64(fourth)
+        binary[j] += max(ones, np.float64(min(np.ceil(size), one)))  # no less than one, for a part
+        numbers[j] = fourth
+    while 8 <= high < np.inf:
         high /= 2
         for j in range(len(numbers)):
             numbers[j] = np.floor(numbers[j] * kind(0.5))
@@ -185,13 +185,13 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
         unit: what a spike weighs; broadcasts to a step of one sample. ``None`` for 1.
         whole: outputs stand for whole spikes.
     """
-    y_seq, order = samples_first(y_seq)
+    y_seq, order = samples_first(y_seq.detach())
     steps, samples, *moved = y_seq.shape
     neurons = math.prod(moved)
     dtype = torch.float64 if y_seq.dtype == torch.float64 else torch.float32
     shape = [moved[order[1:].index(d + 1)] for d in range(len(moved))]
     unit = torch.ones(()) if unit is None else unit
-    (units, *_), (inner, *_) = flat_parameters((1, *shape), order, dtype, unit)
+    (units, *_), (inner, *_) = flat_parameters((1, *shape), order, dtype, unit.detach())
     assert units is not None
     y, stride = rows_of(y_seq)
     parts, size = divide(neurons, BLOCK, steps * samples * neurons)

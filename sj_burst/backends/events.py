@@ -1,6 +1,7 @@
 """The events that bursts cost, by three accountings, and their sums over samples and steps."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,21 +26,22 @@ def count_events(numbers: Tensor) -> Tensor:
         [n \ne 0]
 
     Args:
-        numbers: n, of any type; parts of a spike, as averages send, are an event at least.
+        numbers: n, of any type, integers as float64; parts of a spike, as averages send, are an event at least.
 
     Example:
         >>> count_events(torch.tensor([0.0, 5.0, -3.0])).tolist()
         [[0.0, 5.0, 3.0], [0.0, 2.0, 2.0], [0.0, 1.0, 1.0]]
     """
-    events = numbers.new_empty(len(ACCOUNTINGS), *numbers.shape)
-    sizes, binary, graded = events
-    torch.abs(numbers, out=sizes)
+    sizes = (numbers if numbers.is_floating_point() else numbers.double()).abs()
+    events = sizes.new_empty(len(ACCOUNTINGS), *sizes.shape)
+    unary, binary, graded = events
+    unary.copy_(sizes)
     binary.copy_(sizes)
-    half = sizes.clone()
-    for _ in range(max(0, int(sizes.max().item()).bit_length() - 1) if sizes.numel() else 0):
-        half.mul_(0.5).floor_()
-        binary -= half
     torch.sign(sizes, out=graded)
+    most = sizes.max().item() if sizes.numel() else 0.0
+    for _ in range(int(most).bit_length() - 1 if 2 <= most < math.inf else 0):
+        sizes.mul_(0.5).floor_()
+        binary -= sizes
     torch.maximum(binary, graded, out=binary)  # no less than one
     return events
 
@@ -66,7 +68,7 @@ class SpikeCounts(NamedTuple):
             >>> SpikeCounts.of_totals([torch.zeros(2), torch.tensor([3.0, -1.0])]).per_step
             tensor([4.], dtype=torch.float64)
         """
-        each = [count_events(after - before) for before, after in itertools.pairwise(totals)]
+        each = [count_events((after - before).detach()) for before, after in itertools.pairwise(totals)]
         per_step = torch.stack([events[0].sum(dtype=torch.float64) for events in each])
         return cls(per_step, sum(events.double().sum(1) for events in each))  # type: ignore[arg-type]
 
@@ -86,6 +88,7 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
                 [3., 0.],
                 [2., 0.]], dtype=torch.float64), net=tensor([ 2., -3.], dtype=torch.float64))
     """
+    unit = None if unit is None else unit.detach()
     steps, samples, *shape = y_seq.shape
     sums = y_seq.new_zeros(2, steps, dtype=torch.float64)
     per_neuron = y_seq.new_zeros(len(ACCOUNTINGS), *shape, dtype=torch.float64)
@@ -94,12 +97,14 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
         rows = max(1, AT_ONCE * samples // max(1, y_seq[0].numel()))
     for t, y in enumerate(y_seq):
         for part in y.split(max(1, rows)):
-            numbers = _numbers(part, unit, whole)
+            numbers = _numbers(part.detach(), unit, whole)
             events = count_events(numbers)
             sums[0, t] += events[0].sum(dtype=torch.float64)
             sums[1, t] += numbers.sum(dtype=torch.float64)
+            most = events[0].max().item() if events.numel() else 0.0
+            single = events.dtype == torch.float32 and 0 < len(part) * most < 2**24
             for total, kind in zip(per_neuron, events, strict=True):
-                total += _sum_over_samples(kind)
+                total += _sum_over_samples(kind, single)
     return SpikeCounts(sums[0], per_neuron, sums[1])
 
 
@@ -115,8 +120,10 @@ def _numbers(y: Tensor, unit: Tensor | None, whole: bool) -> Tensor:
     return torch.where(near, rounded, numbers)
 
 
-def _sum_over_samples(x: Tensor) -> Tensor:
-    """Σ over ``[N, ...]``; a product with ones is much faster than a sum."""
+def _sum_over_samples(x: Tensor, single: bool) -> Tensor:
+    """Σ over ``[N, ...]``; where single precision will do, a product with ones is much faster."""
+    if x.device.type != "cpu" or not single or torch.is_autocast_enabled("cpu"):
+        return x.sum(0, dtype=torch.float64)
     strides = x.stride()
     order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
     rows = x.permute(0, *order)

@@ -1,5 +1,6 @@
 """The spike counter: what every layer of a spiking network emits, by step and by neuron."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -105,15 +106,22 @@ class SpikeCounter:
 
     def comparable(self) -> bool:
         """Whether all samples, of all processes, had the same neurons."""
-        neurons = sum(count.numel() for count in self.per_neuron.values())
-        return distributed.equal(neurons) and not distributed.any_of(self.sizes_vary)
+        shapes = str([(name, tuple(count.shape)) for name, count in self.per_neuron.items()])
+        same = distributed.equal(zlib.crc32(shapes.encode()))
+        return same and not distributed.any_of(self.sizes_vary)
 
     def totals(self) -> dict[str, Tensor]:
         """``per_neuron``, over all processes.
 
         Raises:
-            ValueError: if inputs of different sizes came.
+            ValueError: if inputs of different sizes came, or spikes are NaN or infinite.
         """
+        bad = [name for name, count in self.per_neuron.items() if not count.isfinite().all()]
+        if distributed.any_of(bool(bad)):
+            raise ValueError(
+                f"layers {bad or '(of another process)'} send NaN or infinitely many spikes; check the "
+                "images of the loader and the network's weights"
+            )
         if not self.comparable():
             raise ValueError(
                 "loader yields inputs of different sizes, whose neurons are not the same; count each "

@@ -60,7 +60,7 @@ def test_many_blocks_and_threads(monkeypatch):
             y_seq, v_after, _ = functional.burst_multi_step(z_seq, v, threshold, 2)
             assert torch.equal(got.y_seq, y_seq) and torch.equal(got.v, v_after)
             bursts = (y_seq / threshold).round()
-            assert torch.equal(got.counts.per_step, bursts.flatten(1).sum(1).long())
+            assert torch.equal(got.counts.per_step, bursts.flatten(1).sum(1).double())
             events = torch.stack([bursts, bits_of(bursts), (bursts > 0).float()]).double().sum((1, 2))
             assert torch.equal(got.counts.per_neuron, events)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import LAYOUTS, SHAPES, bits_of, make_input
 
-from sj_burst import functional
+from sj_burst import BurstIFNode, functional
 from sj_burst.backends import dispatch
 from sj_burst.backends.dispatch import is_installed
 from sj_burst.backends.events import count_events
@@ -59,12 +59,47 @@ def test_parts_of_spikes_and_units_of_nothing(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bursts_of_any_size(backend):
-    numbers = torch.tensor([[[2.0**k - 1, -(2.0**k), 3 * 2.0**k]] for k in range(40)])
+    numbers = torch.tensor(
+        [[[2.0**k - 1, -(2.0**k), 3 * 2.0**k, 2.0**k - 2.0 ** (k // 2)]] for k in range(45)]
+    )
+    large = torch.tensor([[[50331652.0, 83886088.0, 123456792.0, 2147483520.0]]])
+    assert_counted(dispatch.count_outputs(backend, large, None, True), large)
     assert_counted(dispatch.count_outputs(backend, numbers, None, True), numbers)
     numbers = torch.arange(-128, 128, dtype=torch.int8).view(2, 4, 32)
-    numbers[numbers == -128] = 0
     assert_counted(dispatch.count_outputs(backend, numbers, None, True), numbers)
-    assert torch.equal(count_events(numbers.float()).double(), events_of(numbers))
+    for given in (numbers, numbers.long(), numbers.double()):
+        assert torch.equal(count_events(given).double(), events_of(numbers))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_number(backend):
+    """Counting ends, and says that there is no count."""
+    for bad in (math.nan, math.inf, -math.inf):
+        y = torch.ones(2, 3, 40)
+        y[1, 2, 7] = bad
+        counts = dispatch.count_outputs(backend, y, None, True)
+        assert not counts.per_neuron[0, 7].isfinite() and not counts.per_step[1].isfinite()
+        assert counts.per_step[0] == 120
+        assert dispatch.count_outputs(backend, y, None, False).per_step.tolist() == [120, 119]
+    assert dispatch.count_outputs(backend, torch.ones(2, 0, 3), None, True).per_neuron.sum() == 0
+
+
+def test_a_sum_of_many_spikes_is_exact():
+    y = torch.full((1, 300, 2), 2.0**17 + 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dispatch.count_outputs("torch", y, None, True).per_neuron[0, 0] == 300 * (2**17 + 1)
+        assert dispatch.count_outputs("torch", y * 0 + 333, None, True).per_neuron[0, 0] == 99_900
+
+
+def test_counting_does_not_mind_gradients():
+    for backend in BACKENDS:
+        theta = torch.tensor(0.5, requires_grad=True)
+        y = torch.ones(2, 3, 4, requires_grad=True)
+        assert dispatch.count_outputs(backend, y, theta, True).per_step.tolist() == [24, 24]
+    node = BurstIFNode(0.5, 4, negative_slope=0.1, step_mode="m", store_v_seq=True)
+    node.count_spikes = True
+    node(torch.ones(3, 2, 4, requires_grad=True))
+    assert node.spike_counts.per_step.tolist() == [16, 16, 16]
 
 
 @pytest.mark.parametrize("max_spikes", [1, 2, 3, 4, 7, 8, 15, 16, 255, 4096, 2**14, 2**15, math.inf])

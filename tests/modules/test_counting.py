@@ -67,8 +67,8 @@ def test_many_blocks_and_spikes_are_counted(backend, monkeypatch):
         counts, wanted = node(z), plain(z * 0.1)
     assert torch.equal(counts.float(), wanted)
     if node.spike_counts is not None:
-        assert torch.equal(node.spike_counts.per_step, counts.abs().long().flatten(1).sum(1))
-        assert torch.equal(node.spike_counts.net, counts.long().flatten(1).sum(1))
+        assert torch.equal(node.spike_counts.per_step, counts.abs().long().flatten(1).sum(1).double())
+        assert torch.equal(node.spike_counts.net, counts.long().flatten(1).sum(1).double())
         bits = np.array([bin(n).count("1") for n in range(128)])[counts.abs().int().numpy()]
         events = torch.stack([counts.abs(), torch.from_numpy(bits), counts != 0]).double().sum((1, 2))
         assert torch.equal(node.spike_counts.per_neuron, events)
