@@ -26,7 +26,8 @@ def count_events(numbers: Tensor) -> Tensor:
         [n \ne 0]
 
     Args:
-        numbers: n, of any type, integers as float64; parts of a spike, as averages send, are an event at least.
+        numbers: n, of any type; integers become float64. Parts of a spike, as averages send, are an
+            event at least.
 
     Example:
         >>> count_events(torch.tensor([0.0, 5.0, -3.0])).tolist()
