@@ -39,8 +39,7 @@ def free_memory() -> int:
 def memory_budget() -> int:
     """Bytes for tensors that wait: an eighth of what is free, shared by the processes of ``torchrun``.
 
-    The rest is for batches at work, and for the system's cache of what was spilled, which makes a
-    larger share no faster.
+    The rest is for batches at work, and for the system's cache of what was spilled.
 
     Example:
         >>> 0 < memory_budget() <= free_memory()
