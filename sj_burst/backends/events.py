@@ -34,17 +34,16 @@ def count_events(numbers: Tensor) -> Tensor:
         [[0.0, 5.0, 3.0], [0.0, 2.0, 2.0], [0.0, 1.0, 1.0]]
     """
     sizes = (numbers if numbers.is_floating_point() else numbers.double()).abs()
-    events = sizes.new_empty(len(ACCOUNTINGS), *sizes.shape)
-    unary, binary, graded = events
-    unary.copy_(sizes)
-    binary.copy_(sizes)
-    torch.sign(sizes, out=graded)
-    most = sizes.max().item() if sizes.numel() else 0.0
+    return torch.stack(_events(sizes, sizes.max().item() if sizes.numel() else 0.0))
+
+
+def _events(sizes: Tensor, most: float) -> list[Tensor]:
+    """:func:`count_events` of sizes up to ``most``; all lie in memory as these do."""
+    binary, half, graded = sizes.clone(), sizes.clone(), sizes.sign()
     for _ in range(int(most).bit_length() - 1 if 2 <= most < math.inf else 0):
-        sizes.mul_(0.5).floor_()
-        binary -= sizes
-    torch.maximum(binary, graded, out=binary)  # no less than one
-    return events
+        half.mul_(0.5).floor_()
+        binary -= half
+    return [sizes, torch.maximum(binary, graded), graded]  # no less than one
 
 
 class SpikeCounts(NamedTuple):
@@ -99,13 +98,17 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
     for t, y in enumerate(y_seq):
         for part in y.split(max(1, rows)):
             numbers = _numbers(part.detach(), unit, whole)
-            events = count_events(numbers)
-            sums[0, t] += events[0].sum(dtype=torch.float64)
             sums[1, t] += numbers.sum(dtype=torch.float64)
-            most = events[0].max().item() if events.numel() else 0.0
-            single = events.dtype == torch.float32 and 0 < len(part) * most < 2**24
-            for total, kind in zip(per_neuron, events, strict=True):
-                total += _sum_over_samples(kind, single)
+            sizes = numbers.abs_()
+            most = sizes.max().item() if sizes.numel() else 0.0
+            single = sizes.dtype == torch.float32 and len(part) * most < 2**24
+            if whole and most <= 1:  # all events are single spikes
+                per_neuron += (total := _sum_over_samples(sizes, single))
+                sums[0, t] += total.sum()
+                continue
+            for kind, events in enumerate(_events(sizes, most)):
+                per_neuron[kind] += (total := _sum_over_samples(events, single))
+                sums[0, t] += total.sum() if kind == 0 else 0
     return SpikeCounts(sums[0], per_neuron, sums[1])
 
 
@@ -123,7 +126,8 @@ def _numbers(y: Tensor, unit: Tensor | None, whole: bool) -> Tensor:
 
 def _sum_over_samples(x: Tensor, single: bool) -> Tensor:
     """Σ over ``[N, ...]``; where single precision will do, a product with ones is much faster."""
-    if x.device.type != "cpu" or not single or torch.is_autocast_enabled("cpu"):
+    fast = single and x.device.type == "cpu" and x.numel() > 0
+    if not fast or torch.is_autocast_enabled("cpu"):
         return x.sum(0, dtype=torch.float64)
     strides = x.stride()
     order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
