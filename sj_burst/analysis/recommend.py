@@ -28,7 +28,7 @@ SETTINGS: tuple[tuple[int, int], ...] = (
     *((2, 1), (4, 1), (2, 4), (8, 1), (4, 4), (16, 1)),
     *((2, 15), (8, 4), (32, 1), (4, 15), (16, 4), (8, 15)),
 )
-# (T, Γ) for the least energy: bursts in few steps leave little to take back; many classes want many levels.
+# (T, Γ) for the least energy: bursts in few steps leave little to take back; many classes want levels.
 ENERGY_SETTINGS: tuple[tuple[int, int], ...] = ((1, 15), (1, 63), (2, 8), (4, 4))
 BUDGETS = (0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1)  # shares of the ANN's energy
 OBJECTIVES = ("spikes", "time_steps", "energy")

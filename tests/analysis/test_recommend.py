@@ -201,7 +201,9 @@ def test_the_least_budget_that_any_setting_allows(monkeypatch):
     found = recommend(vgg(), [X], 1.0, 4, objective="energy", progress=False)
     budgets = [(trial.time_steps, trial.energy_budget) for trial in found.trials]
     ones = [(1, b) for b in BUDGETS if b <= 0.4]
-    assert budgets == [*ones, (2, 0.1), (2, 0.14), (2, 0.2), (4, 0.1)]
+    again = [(1, b) for b in BUDGETS if b < 0.4]  # with more levels, below what was found
+    assert budgets == [*ones, *again, (2, 0.1), (2, 0.14), (2, 0.2), (4, 0.1)]
+    assert {t.max_spikes for t in found.trials if t.time_steps == 1} == {15, 63}
     assert found.met and found.chosen is found.trials[-1]
     assert found.options.threshold == "rate_distortion" and found.options.energy_budget == 0.1
     assert str(found).count("recommended") == 1 and "budget" in str(found)

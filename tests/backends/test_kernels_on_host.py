@@ -211,6 +211,9 @@ def test_modules_compile_to_one_graph(grad):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6"), reason="torch 2.6 compares no sizes that change"
+)
 def test_modules_compile_for_sizes_that_change():
     node = BurstIFNode(torch.tensor([0.3, 0.5, 0.7]), 3, 0.1, signed=True, step_mode="m")
     net = nn.Sequential(node, LIPool(nn.MaxPool2d(3, 2, 1), step_mode="m"))

@@ -124,7 +124,7 @@ def test_free_memory_of_a_container(monkeypatch, tmp_path):
     monkeypatch.setattr(spill, "_CGROUPS", tmp_path)
     assert free_memory() == 2000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert memory_budget() == 250
+    assert memory_budget() == 125
     (tmp_path / "memory.current").write_text("4000\n")
     assert free_memory() == 0
     assert free_room() > 0  # the disk is left
