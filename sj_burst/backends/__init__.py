@@ -1,8 +1,10 @@
 """Backends of the stateful modules: torch everywhere, numba on CPUs, CuPy on CUDA devices.
 
 ``dispatch`` chooses one for every tensor, ``cpu``, ``cpu_counts`` and ``cpu_events`` hold the loops of
-numba, which ``team`` runs side by side, ``events`` counts spikes, ``cuda`` holds the kernels, and ``functional.py`` is what the torch backend runs.
-``integers`` has the exact sums of integer weights. SpikingJelly shipped a CuPy multi-step backend for
+numba, which ``team`` runs side by side, ``events`` counts spikes, ``cuda`` holds the kernels, and
+``functional.py`` is what the torch backend runs. ``integers`` has the exact sums of integer weights.
+
+SpikingJelly shipped a CuPy multi-step backend for
 its neurons through 2.0.0rc1 and dropped it in 2.0.0. With 2.0.0rc1, SpikingJelly's
 ``functional.set_backend(snn, "cupy")`` drives SpikingJelly's neurons and those of ``sj_burst`` alike.
 With 2.0.0, which has no backends, ``sj_burst.set_backend`` does it for the modules of ``sj_burst``,
