@@ -24,6 +24,11 @@ class Options:
         time_steps: T that thresholds and potentials are fitted for; the network runs any number.
         max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
             patterns (``fnmatch``) to such values, of which the first match counts.
+        burst_allocation: ``"uniform"`` gives every layer ``max_spikes``. ``"sensitivity"`` gives each
+            its own Γ, of which ``max_spikes`` is the mean over all neurons: more to layers of few
+            neurons on which the answer depends; needs one backward pass over the calibration images.
+            ``"adafire"`` spreads the spikes that ``max_spikes`` everywhere would send, by what each
+            layer's Γ does to the answer of the spiking network, run for each Γ of each layer.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
             ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
             and nothing is observed. ``"rate_distortion"`` chooses those of all channels together, fine
@@ -50,9 +55,9 @@ class Options:
             integers of so many bits times a scale per output channel (the thresholds of the neurons
             before them are in it, channel by channel). They are rounded as calibration comes to their
             layer, so that biases and thresholds make up for it.
-        calibration_images: how many images of the loader ``calibration``, ``potential="data"`` and
-            ``threshold="rate_distortion"`` use at most; fewer, with a warning, only if memory and the
-            temporary folder cannot hold what is recorded.
+        calibration_images: how many images of the loader ``calibration``, ``potential="data"``,
+            ``burst_allocation`` and ``threshold="rate_distortion"`` use at most; fewer, with a warning,
+            only if memory and the temporary folder cannot hold what is recorded.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
@@ -66,6 +71,7 @@ class Options:
 
     time_steps: int = 8
     max_spikes: float | Mapping[str, float] = 4
+    burst_allocation: str = "uniform"
     threshold: str = "mse"
     energy_budget: float | None = None
     channel_wise: bool = True
@@ -102,6 +108,7 @@ class Options:
         if not isinstance(self.channel_wise, bool):
             raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
         _check_energy_budget(self.energy_budget, self.threshold)
+        _check_allocation(self.burst_allocation, self.max_spikes)
         by_levels = ("mse", "gaussian", "trained", "rate_distortion")
         if self.threshold in by_levels and math.inf in self.all_max_spikes():
             raise ValueError(
@@ -187,6 +194,16 @@ def _check_energy_budget(budget: Any, threshold: str) -> None:
         check_energy_budget(budget)
 
 
+def _check_allocation(allocation: str, max_spikes: float | Mapping[str, float]) -> None:
+    if allocation == "uniform":
+        return
+    if isinstance(max_spikes, Mapping) or not 1 < max_spikes < math.inf:
+        raise ValueError(
+            f"burst_allocation={allocation!r} finds Γ for every layer around max_spikes, which must be "
+            f"one finite number above 1, got {max_spikes}; or take burst_allocation='uniform'"
+        )
+
+
 def check_energy_budget(budget: Any) -> None:
     """Raise unless it is a share of the ANN's energy.
 
@@ -214,6 +231,7 @@ def _checked_max_spikes(value: Any) -> float | dict[str, float]:
 
 
 CHOICES: dict[str, list[str]] = {
+    "burst_allocation": ["uniform", "sensitivity", "adafire"],
     "potential": list(POTENTIAL_RULES),
     "max_pool": list(POOLING_RULES),
     "coding": ["direct", *ENCODERS],
@@ -251,6 +269,18 @@ PRESETS: dict[str, Options] = {
     # Li et al., ICML 2021: thresholds of least squared error, then biases layer by layer.
     "calibration_light": Options(
         **_PLAIN | dict(threshold="mse", channel_wise=True, calibration="light")
+    ),
+    # Wang et al., AAAI 2025 (AdaFire): thresholds and biases as these, Γ by layer.
+    "adafire": Options(
+        **_PLAIN
+        | dict(
+            max_spikes=4,
+            burst_allocation="adafire",
+            potential="shift",
+            threshold="mse",
+            channel_wise=True,
+            calibration="light",
+        )
     ),
     # Li et al., ICML 2021: the same with weights; the fit is our closed form.
     "calibration_advanced": Options(

@@ -94,10 +94,15 @@ SETTINGS = [
     _preset("opi", fitted=False),
     _preset("ic_snn", fitted=True),
     _preset("rts", fitted=True),
+    _preset("adafire", fitted=True),
     _preset("calibration_light", fitted=True),
     _preset("calibration_advanced", fitted=True),
     *(_ours(f"sj_burst, Γ={gamma}", max_spikes=gamma) for gamma in (1, 4, 15)),
     *(_ours(f"sj_burst, Γ={gamma}, distilled", True, max_spikes=gamma) for gamma in (1, 4, 15)),
+    *(
+        _ours(f"sj_burst, Γ={gamma} by sensitivity", max_spikes=gamma, burst_allocation="sensitivity")
+        for gamma in (4, 15)
+    ),
     *(_within(budget, distilled) for distilled in (False, True) for budget in (0.3, 0.2, 0.15, 0.1)),
     *(_ours(f"sj_burst, Γ=4, {b}-bit weights", max_spikes=4, weight_bits=b) for b in (8, 4)),
     *(

@@ -10,8 +10,9 @@ order (without labels, agreement with the ANN is all that is measured), or a fil
 Photos with an even number calibrate, those with an odd number test. Every setting Γ:T is converted for
 each draw of the calibration photos; with --distil EPOCHS it is then fitted to the answers of the ANN on
 random crops of all photos that calibrate, without labels. With --energy-budget B thresholds are those
-of "rate_distortion" within B of the ANN's energy. Prints points below the ANN and agreement, energy as
-a share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
+of "rate_distortion" within B of the ANN's energy; with --burst-allocation sensitivity each layer has its
+own Γ, of which that of the setting is the mean. Prints points below the ANN and agreement, energy as a
+share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
 torchvision; on two cores a setting of SqueezeNet takes about four minutes, and an epoch of --distil one
 or two.
 """
@@ -112,10 +113,12 @@ class Setting(NamedTuple):
     time_steps: int
     weight_bits: int  # 32: weights as they are
     energy_budget: float  # 1: thresholds of least error, whatever they cost
+    burst_allocation: str
     distil: int  # epochs
 
     def __str__(self) -> str:
-        label = f"Γ={self.max_spikes}, T={self.time_steps}"
+        mean = "" if self.burst_allocation == "uniform" else f" by {self.burst_allocation}"
+        label = f"Γ={self.max_spikes}{mean}, T={self.time_steps}"
         label += f", {self.weight_bits} bits" if self.weight_bits < 32 else ""
         label += f", energy {self.energy_budget}" if self.energy_budget < 1 else ""
         return label + (f", {self.distil} epochs" if self.distil else "")
@@ -125,6 +128,7 @@ class Setting(NamedTuple):
         options = sj_burst.Options(
             max_spikes=self.max_spikes,
             time_steps=self.time_steps,
+            burst_allocation=self.burst_allocation,
             output="potential",
             weight_bits=None if self.weight_bits == 32 else self.weight_bits,
         )
@@ -175,6 +179,9 @@ def main() -> None:
     p.add_argument("--settings", nargs="*", default=["15:2", "4:4", "1:8", "1:16"], help="Γ:T")
     p.add_argument("--weight-bits", nargs="*", type=int, default=[32], help="of the weights; 32: as is")
     p.add_argument("--energy-budget", nargs="*", type=float, default=[1.0], help="share of the ANN's")
+    p.add_argument(
+        "--burst-allocation", nargs="*", default=["uniform"], help="as the option; Γ is the mean then"
+    )
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration photos")
     p.add_argument("--distil", type=int, default=0, help="epochs of distillation")
     p.add_argument("--weight-lr", type=float, default=2e-4, help="of distillation")
@@ -195,9 +202,10 @@ def main() -> None:
 
     results: dict[str, Any] = {}
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    chosen = itertools.product(args.settings, args.weight_bits, args.energy_budget)
-    for number, (steps, bits, budget) in itertools.product(range(args.draws), list(chosen)):
-        setting = Setting(*map(int, steps.split(":")), bits, budget, args.distil)
+    kinds = (args.settings, args.weight_bits, args.energy_budget, args.burst_allocation)
+    chosen = list(itertools.product(*kinds))
+    for number, (steps, *others) in itertools.product(range(args.draws), chosen):
+        setting = Setting(*map(int, steps.split(":")), *others, args.distil)
         generator = torch.Generator().manual_seed(args.seed + number)
         even = pixels[0::2][torch.randperm(len(pixels[0::2]), generator=generator)]
         start = time.time()
@@ -211,6 +219,7 @@ def main() -> None:
         found[str(setting)].append(values)
         results.setdefault(str(setting), result)
         keys = {"network": name, "seed": args.seed, "draw": number} | setting._asdict()
+        keys["calibration_images"] = args.calibration_images
         texts = {key: f"{value:.4g}" for key, value in values.items()}
         append(args.figures / f"11_imagenet_{name}.csv", keys | texts | {"seconds": f"{seconds:.0f}"})
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sj_burst
 
-PUBLISHED = ["burst", "opi", "rts", "calibration_light", "calibration_advanced"]
+PUBLISHED = ["burst", "opi", "rts", "adafire", "calibration_light", "calibration_advanced"]
 EQUAL = [(1, 15), (2, 4), (4, 2), (4, 4), (8, 1)]  # T, Γ
 BUDGETS = [0.3, 0.2, 0.15, 0.1]
 POINTS = 6  # below the ANN that the figure shows

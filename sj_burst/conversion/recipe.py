@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..graph.evaluate import record
 from ..modules.neuron import BurstIFNode
 from ..network import InputKind, SpikingNetwork
 from ..options import Options
+from ..rules.burst_allocation import allocate_bursts
 from ..rules.potential import POTENTIAL_FRACTIONS, POTENTIAL_RULES
 from ..rules.statistics import ActivationStatistics
 from ..rules.threshold import fit_threshold
@@ -29,6 +30,7 @@ from ..utils.inputs import Inputs, bind, join, rows
 from ..utils.loader import Pictures, batches, check_loader, first_samples
 from ..utils.outputs import map_tensors, tensors_of
 from ..utils.spill import free_room
+from .adafire import measure_bursts
 from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .energy import ThresholdBudget
@@ -48,7 +50,8 @@ _CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", 
 _BATCH_BYTES = {"cpu": 2**25}
 _LARGEST_BATCH_BYTES = 2**30  # elsewhere
 _LARGEST_BATCH = 32
-_MEASURED = 64  # images that tell what a network spends
+_MEASURED = 64  # images that tell what a network spends, or what a layer's Γ does
+_ADAFIRE_TIMES = 2  # the mean Γ, at most, and to begin with
 _ROUNDS = 6  # of corrections by what was measured, before and after calibration
 _LAYERS_HELD = 4  # of the largest layers, at most, as real numbers in all steps
 
@@ -240,7 +243,9 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     @_hook
     def calibrate(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Collect the statistics of every activation over the calibration set."""
-        given = self.options.threshold == "trained" and self.options.potential != "ann"
+        rule = self.options.threshold
+        needless = rule == "trained" and self.options.potential != "ann"
+        given = needless and self.options.burst_allocation == "uniform"
         self._open.statistics = observe(
             fx_model,
             [(self._open.x,)] if given else self._pictures,  # nothing to observe
@@ -248,11 +253,11 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             device=converter.device,
             progress=self.progress,
         )
-        if self.options.threshold == "rate_distortion":
+        if rule == "rate_distortion" or self.options.burst_allocation == "sensitivity":
             if torch.is_inference_mode_enabled():
                 raise ValueError(
-                    "threshold='rate_distortion' takes gradients, which torch.inference_mode() forbids; "
-                    "convert outside of it"
+                    "threshold='rate_distortion' and burst_allocation='sensitivity' take gradients, "
+                    "which torch.inference_mode() forbids; convert outside of it"
                 )
             count = self.options.calibration_images
             images = Inputs(join([x.value for x in self._images(count)]))
@@ -269,7 +274,15 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
     def replace(self, converter: ann2snn.Converter, fx_model: fx.GraphModule) -> fx.GraphModule:
         """Make a neuron for every activation, and turn the graph into a spiking one."""
         work = self._open
-        max_spikes = self.options.max_spikes_of(work.statistics)
+        max_spikes = self._max_spikes(fx_model, converter.device)
+        work.replaced = self._assemble(fx_model, max_spikes) | work.replaced
+        return fx_model.to(converter.device)
+
+    def _assemble(
+        self, fx_model: fx.GraphModule, max_spikes: Mapping[str, float]
+    ) -> dict[str, nn.Module]:
+        """Turn a prepared graph into a spiking one; returns what was replaced."""
+        work = self._open
         dtype = next(
             fx_model.parameters(), next(iter(tensors_of(work.x).values()))
         ).dtype  # a half-precision network stays one
@@ -280,8 +293,25 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             for name, statistics in work.statistics.items()
         }
         largest = {} if self.options.coding == "direct" else self._largest_inputs(fx_model)
-        work.replaced = assemble(fx_model, neurons, self.options, largest, work.x) | work.replaced
-        return fx_model.to(converter.device)
+        return assemble(fx_model, neurons, self.options, largest, work.x)
+
+    def _max_spikes(self, fx_model: fx.GraphModule, device: torch.device | str) -> Mapping[str, float]:
+        """Γ of every layer, before there are neurons."""
+        work, options = self._open, self.options
+        everywhere = options.max_spikes_of(work.statistics)
+        if options.burst_allocation == "uniform":
+            return everywhere
+        mean = int(next(iter(everywhere.values())))
+        if options.burst_allocation == "sensitivity":
+            weight, size = work.sensitivity.weight, work.sensitivity.size
+            neurons = {name: size[name].numel() for name in work.statistics}
+            rule = "mse" if options.threshold == "rate_distortion" else options.threshold
+            return allocate_bursts(work.statistics, weight, neurons, self._transfer(mean), rule)
+        trial = copy.deepcopy(fx_model)
+        self._assemble(trial, dict.fromkeys(work.statistics, _ADAFIRE_TIMES * mean))
+        snn = self._wrapped(trial.to(device))
+        images = [x.to(device).value for x in self._images(_MEASURED)]
+        return measure_bursts(snn, fx_model.to(device), images, mean, self.progress)
 
     def _transfer(self, max_spikes: float) -> Transfer:
         fraction = POTENTIAL_FRACTIONS[self.options.potential]

@@ -12,7 +12,7 @@ from .statistics import ActivationStatistics
 from .threshold import error_by_levels, levels_reached
 from .transfer import Transfer
 
-__all__ = ["Candidates", "allocate", "candidates"]
+__all__ = ["Candidates", "allocate", "candidates", "spikes_and_errors"]
 
 _CANDIDATES = 96  # thresholds that a channel may get, in steps of a few percent
 
@@ -78,11 +78,11 @@ def candidates(
     bounded = math.isfinite(statistics.upper)
     kinds = _halved(transfer.max_spikes) if bounded else [transfer.max_spikes]
     thresholds = [threshold.double().expand_as(statistics.maximum)]
-    most_spikes, found = [transfer.max_spikes], [*_spikes_and_error(statistics, transfer, thresholds)]
+    most_spikes, found = [transfer.max_spikes], [*spikes_and_errors(statistics, transfer, thresholds)]
     for most in kinds:
         coarser = dataclasses.replace(transfer, max_spikes=most)
         tried = _tried(statistics, coarser)
-        found += _spikes_and_error(statistics, coarser, tried)
+        found += spikes_and_errors(statistics, coarser, tried)
         thresholds += tried
         most_spikes += [most] * len(tried)
     spikes, errors = (torch.stack(part) / samples for part in zip(*found, strict=True))
@@ -116,7 +116,7 @@ def _tried(statistics: ActivationStatistics, transfer: Transfer) -> list[Tensor]
     return [theta for i, theta in enumerate(thresholds) if i == 0 or (thresholds[i - 1] < bound).any()]
 
 
-def _spikes_and_error(
+def spikes_and_errors(
     statistics: ActivationStatistics, transfer: Transfer, thresholds: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each θ ``[C]`` the spikes of all activations seen, in T steps, and the squared error."""
