@@ -103,6 +103,10 @@ _Remedy = tuple[str, Any, str]
 
 def _for_levels(options: Options, layer: LayerReport, time_steps: int) -> Iterator[_Remedy]:
     yield from _calibration(options, "weights that are fitted to the levels lose less by them")
+    one = not isinstance(options.max_spikes, Mapping) and 1 < options.max_spikes < math.inf
+    if one and options.burst_allocation == "uniform" and options.energy_budget is None:
+        reason = "layers of few neurons that much depends on need longer bursts than others"
+        yield "burst_allocation", "sensitivity", reason
     yield from _more_spikes(options, layer, "the ANN needs more than these ΓT levels")
     yield from _more_steps(time_steps)
 
@@ -166,13 +170,13 @@ _MOST_SPIKES = 16  # beyond, more levels hardly help
 
 
 def _more_spikes(options: Options, layer: LayerReport, reason: str) -> Iterator[_Remedy]:
-    gamma = layer.max_spikes
+    given = options.max_spikes
+    gamma = layer.max_spikes if isinstance(given, Mapping) else given  # where Γ is allocated, the mean
     if options.energy_budget is not None:  # it decides how many there may be
         return
     if gamma is None or gamma >= _MOST_SPIKES:
         return
     larger = min(4 * int(gamma), _MOST_SPIKES)
-    given = options.max_spikes
     rest = {k: v for k, v in given.items() if k != layer.name} if isinstance(given, Mapping) else {}
     yield "max_spikes", {layer.name: larger} | rest if isinstance(given, Mapping) else larger, reason
 

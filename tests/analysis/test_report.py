@@ -235,7 +235,7 @@ def test_levels_and_unevenness_add_up(convert):
     ("share", "calibration", "wanted"),
     [
         (0.9, "light", ("levels", "calibration", "advanced")),
-        (0.9, "advanced", ("levels", "max_spikes", 8)),
+        (0.9, "advanced", ("levels", "burst_allocation", "sensitivity")),
         (0.2, "light", ("unevenness", "calibration", "advanced")),
         (0.2, "advanced", ("unevenness", "max_spikes", 8)),
     ],
@@ -250,6 +250,15 @@ def test_the_output_gets_advice_by_what_it_lost(share, calibration, wanted):
     assert (found.part, found.option, found.value) == wanted
     assert found.layer == "a"
     assert not advise(layers, options, 4, OutputError(0.001, share))
+
+
+def test_where_bursts_are_allocated_more_levels_are_a_larger_mean():
+    layers = [
+        LayerReport("a", "BurstIFNode", max_spikes=20, parts=dict.fromkeys(PARTS, 0.0), levels=0.1)
+    ]
+    options = Options(max_spikes=3, burst_allocation="sensitivity")
+    (found,) = advise(layers, options, 4, OutputError(0.05, 0.9))
+    assert (found.option, found.value) == ("max_spikes", 12)
 
 
 def test_advice_can_be_followed(convert):
