@@ -21,6 +21,10 @@ class Advice:
         option: name of an option of the recipe.
         value: what to set it to.
         reason: in words.
+
+    Example:
+        >>> print(Advice("clipping", "1", "max_spikes", 4, "a larger Γ lifts the ceiling Γθ"))
+        max_spikes=4: a larger Γ lifts the ceiling Γθ
     """
 
     part: str

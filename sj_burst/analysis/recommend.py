@@ -45,6 +45,10 @@ class Trial:
         spikes: per image.
         energy: share of the ANN's energy, bursts in unary; ``None`` if images differ in size.
         energy_budget: the option, if it was tried.
+
+    Example:
+        >>> Trial(time_steps=1, max_spikes=15, drop=0.4, spikes=2e5, energy_budget=0.2).options()
+        {'time_steps': 1, 'max_spikes': 15, 'threshold': 'rate_distortion', 'energy_budget': 0.2}
     """
 
     time_steps: int

@@ -44,6 +44,15 @@ class Report:
             rest is unevenness.
         advice: what to change, the most important first.
         operations: SynOps and energy.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = torch.rand(32, 3)
+        >>> snn = sj_burst.convert(ann, [x], time_steps=1, max_spikes=1, progress=False)
+        >>> found = sj_burst.report(snn, ann, [x])
+        >>> [layer.name for layer in found.layers], found.samples
+        (['1'], 32)
     """
 
     layers: list[LayerReport]

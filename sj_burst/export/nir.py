@@ -257,6 +257,15 @@ def from_nir(graph: Any) -> SinabsNetwork:
         ValueError: for neurons whose metadata do not ask for a soft reset, or other kinds of nodes.
 
     Source: as :func:`to_nir`.
+
+    Example:
+        >>> import sj_burst
+        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> options = {"inactivated_spikes": "allow", "progress": False}
+        >>> snn = sj_burst.convert(ann, [torch.rand(16, 3)], **options)
+        >>> net = from_nir(to_nir(snn))  # doctest: +SKIP
+        >>> net.run(torch.rand(5, 3), time_steps=8).shape  # doctest: +SKIP
+        torch.Size([8, 5, 2])
     """
     nir = _nir()
     graph = graph if isinstance(graph, nir.NIRGraph) else nir.read(graph)
