@@ -1,6 +1,7 @@
 """Weights rounded one input after the other, each making up for the errors of those before it."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .weights import round_weights, weight_scale
 __all__ = ["round_layer"]
 
 _DAMPING = 0.01  # of the mean diagonal, for inputs that hardly vary
+_LEAST_SCALE = 0.4  # of the one that clips nothing
+_SCALES = 31  # that are tried
 _BLOCK = 128  # inputs whose corrections reach the others at once
 
 
@@ -29,10 +32,11 @@ def round_layer(layer: Layer, bits: int) -> None:
         w_j \leftarrow w_j - \frac{w_i - s q_i}{[H^{-1}]_{ii}} [H^{-1}]_{ij}, \qquad
         H = \sum \bar y \bar y^\top,
 
-    with the mean spike input ȳ of the calibrated prefix; the bias comes last. The largest weight of an
-    output stays the largest integer, so that the scale can be read off the weights. Layers whose
-    inputs have no Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded to the
-    nearest.
+    with the mean spike input ȳ of the calibrated prefix; the bias comes last. The scale s of an output
+    has the least :math:`\sum_i H_{ii} (w_i - s q_i)^2`: for few bits it pays to clip the largest
+    weights. The largest of an output stays the largest integer, so that s can be read off them. Layers
+    whose inputs have no Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded
+    to the nearest.
 
     Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
     transformers", ICLR 2023, after Hassibi & Stork, 1993.
@@ -54,7 +58,9 @@ def round_layer(layer: Layer, bits: int) -> None:
     gram = gram / (units.unsqueeze(1) * units.unsqueeze(2))
     rounded, bias = [], []
     for w, s, h in zip(weight, scale, gram, strict=True):
-        found = _round_group(w, s, h, 2 ** (bits - 1) - 1)
+        most = 2 ** (bits - 1) - 1
+        s = _clipped(w, s, h.diagonal()[:-1], most)
+        found = _round_group(w, s, h, most)
         if found is None:  # inputs that are next to nothing
             round_weights(module, bits, layer.unit)
             return
@@ -64,6 +70,17 @@ def round_layer(layer: Layer, bits: int) -> None:
     new = torch.stack(rounded) / unit.unsqueeze(1)
     module.weight = nn.Parameter(new.reshape(shape).to(dtype))
     add_bias(module, torch.cat(bias).to(dtype))
+
+
+def _clipped(weight: Tensor, scale: Tensor, energy: Tensor, most: int) -> Tensor:
+    """The scale of each output that loses least, of fractions of the one that clips nothing."""
+    best, least = scale, torch.full_like(scale, math.inf)
+    for fraction in torch.linspace(1.0, _LEAST_SCALE, _SCALES).tolist():
+        tried = (fraction * scale).unsqueeze(1)
+        error = ((weight / tried).round().clamp(-most, most) * tried - weight).square() @ energy
+        best = torch.where(error < least, tried.squeeze(1), best)
+        least = torch.minimum(error, least)
+    return best
 
 
 def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tuple[Tensor, Tensor] | None:

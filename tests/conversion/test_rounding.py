@@ -25,13 +25,22 @@ def layer_of(module, x, unit=None):
     )
 
 
+def clipping_scales(weight, most):
+    return [(1 - 0.02 * k) * weight.abs().max().item() / most for k in range(31)]
+
+
+def loss_by_scale(weight, scale, energy, most):
+    pairs = zip(weight.tolist(), energy.tolist(), strict=True)
+    return sum(e * (w - scale * max(-most, min(most, round(w / scale)))) ** 2 for w, e in pairs)
+
+
 def slow(weight, x, bits):
     """Round one weight after the other; the rest is fitted anew to the outputs every time."""
     most = 2 ** (bits - 1) - 1
-    scale = weight.abs().max() / most
     u = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     h = u.T @ u
     energy = h.diagonal()[:-1]
+    scale = min(clipping_scales(weight, most), key=lambda s: loss_by_scale(weight, s, energy, most))
     h = h + 0.01 * energy.mean() * torch.eye(len(h))
     original = torch.cat([weight, torch.zeros(1)]).double()
     current, done = original.clone(), []
@@ -100,3 +109,19 @@ def test_what_has_no_gram_matrix_is_rounded_to_the_nearest():
     round_weights(wanted, 4)
     round_layer(layer_of(module, torch.rand(40, 3, 4, 4)), 4)
     assert torch.equal(module.weight, wanted.weight)
+
+
+@torch.no_grad()
+def test_an_outlier_is_clipped_where_that_loses_less():
+    torch.manual_seed(0)
+    x = torch.rand(400, 60)
+    module = nn.Linear(60, 2)
+    module.weight[0, 3] = 1.0  # eight times the others
+    x[:, 3] *= 0.01  # of an input that hardly matters
+    wanted = module(x)
+    nearest = nn.Linear(60, 2)
+    nearest.load_state_dict(module.state_dict())
+    round_layer(layer_of(module, x), 4)
+    round_weights(nearest, 4)
+    assert module.weight[0].abs().max() < 0.5 and integer_weights(module, 4)[2] < 1e-3
+    assert (module(x) - wanted)[:, 0].norm() < 0.3 * (nearest(x) - wanted)[:, 0].norm()

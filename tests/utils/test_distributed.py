@@ -60,12 +60,15 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
             "margin": torch.tensor(margin),
         }
         found |= {f"{calibration}, {images} images: {name}": value for name, value in values.items()}
-    budget = {"threshold": "rate_distortion", "energy_budget": 0.9}
-    snn = sj_burst.convert(ann, share, **budget, **OPTIONS)
-    thresholds = torch.cat([node.threshold for node in snn.neurons().values()])
-    most = torch.stack([thresholds, -thresholds])
-    assert torch.equal(distributed.maximum(most)[0], thresholds), "processes chose differently"
-    assert torch.equal(distributed.maximum(most)[1], -thresholds), "processes chose differently"
+    for options in (
+        {"threshold": "rate_distortion", "energy_budget": 0.9},
+        {"burst_allocation": "sensitivity"},
+        {"burst_allocation": "adafire"},
+    ):
+        neurons = sj_burst.convert(ann, share, **options, **OPTIONS).neurons().values()
+        chosen = torch.cat([node.threshold * node.max_spikes for node in neurons])
+        most = distributed.maximum(torch.stack([chosen, -chosen]))
+        assert torch.equal(most, torch.stack([chosen, -chosen])), "processes chose differently"
     return found
 
 
