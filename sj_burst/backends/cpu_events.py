@@ -110,6 +110,17 @@ class Tally:
         )
 
 
+# The largest of a block does not depend on the order.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+def _whole_numbers(ys, numbers):  # type: ignore[no-untyped-def]
+    """The numbers that integers are; returns the largest size."""
+    high = numbers.dtype.type(0)
+    for j in range(len(ys)):
+        numbers[j] = ys[j]
+        high = max(high, abs(numbers[j]))
+    return high
+
+
 @jit
 def _numbers(ys, units, whole, numbers):  # type: ignore[no-untyped-def]
     """How many spikes each value stands for; returns the largest."""
@@ -155,8 +166,10 @@ def _add_outputs(numbers, unary, binary, graded, high):  # type: ignore[no-untyp
 
 
 @jit
-def _count_outputs(start, stop, y, y_stride, samples, unit, inner, whole, counts, events):  # type: ignore[no-untyped-def]
-    """Spikes of the neurons from ``start`` to ``stop`` of every sample.
+def _count_outputs(  # type: ignore[no-untyped-def]
+    start, stop, y, y_stride, samples, unit, inner, whole, counted, counts, events
+):
+    """Spikes of the neurons from ``start`` to ``stop`` of every sample, whose ``y`` may be their number.
 
     Adds those of every step, and their net number, to ``counts [2, T]``, and the events of every neuron
     to ``events [3, M]``.
@@ -171,7 +184,11 @@ def _count_outputs(start, stop, y, y_stride, samples, unit, inner, whole, counts
         for t in range(counts.shape[1]):
             for sample in range(samples):
                 place = t * y_stride + sample * neurons + first
-                high = _numbers(y[place : place + size], units[:size], whole, numbers[:size])
+                row = y[place : place + size]
+                if counted:
+                    high = _whole_numbers(row, numbers[:size])
+                else:
+                    high = _numbers(row, units[:size], whole, numbers[:size])
                 total, net = _add_outputs(numbers[:size], unary, binary, graded, high)
                 counts[0, t] += total
                 counts[1, t] += net
@@ -190,6 +207,7 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
     neurons = math.prod(moved)
     dtype = torch.float64 if y_seq.dtype == torch.float64 else torch.float32
     shape = [moved[order[1:].index(d + 1)] for d in range(len(moved))]
+    counted = unit is None and not y_seq.is_floating_point()
     unit = torch.ones(()) if unit is None else unit
     (units, *_), (inner, *_) = flat_parameters((1, *shape), order, dtype, unit.detach())
     assert units is not None
@@ -200,7 +218,7 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
 
     def work(part: int) -> None:
         stop = min((part + 1) * size, neurons)
-        arrays = (y, stride, samples, units.numpy(), inner, whole, counts[part], events)
+        arrays = (y, stride, samples, units.numpy(), inner, whole, counted, counts[part], events)
         _count_outputs(part * size, stop, *arrays)
 
     side_by_side(work, parts)

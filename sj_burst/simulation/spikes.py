@@ -164,7 +164,9 @@ class SpikeCounter:
             y, unit = spike_numbers(module, y), None
         if unit is not None:
             unit = per_channel(unit, y.dim())
-        counts = count_outputs(backend, y.unflatten(0, (steps, -1)), unit, whole)
+        counted = not y.is_floating_point()  # y is a number of spikes already
+        unit = None if counted else unit
+        counts = count_outputs(backend, y.unflatten(0, (steps, -1)), unit, whole or counted)
         return counts if whole else counts._replace(net=None)
 
 
