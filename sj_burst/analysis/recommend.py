@@ -182,7 +182,7 @@ def recommend(
     least = _least_budget(ann, calibration, given) if objective == "energy" else _nothing
     for time_steps, max_spikes, budget in _settings(objective, max_time_steps, max_drop, trials, least):
         trial = Trial(time_steps, max_spikes, 0.0, 0.0, energy_budget=budget)
-        snn = convert(ann, calibration, given.changed(**trial.options()), progress=progress)
+        snn = convert(ann, calibration, _tried(given, trial), progress=progress)
         drop, result = lost(snn, time_steps)
         spikes, operations = result.total_spikes[-1].item(), result.operations
         energy = None if operations is None else operations.energy / operations.ann_energy
@@ -195,7 +195,13 @@ def recommend(
     within = [trial for trial in trials if trial.drop <= max_drop]
     # The last one within is the cheapest: nothing is tried that is not cheaper than what was found.
     chosen = within[-1] if within else min(trials, key=lambda trial: trial.drop)
-    return Recommendation(given.changed(**chosen.options()), trials, chosen, bool(within))
+    return Recommendation(_tried(given, chosen), trials, chosen, bool(within))
+
+
+def _tried(given: Options, trial: Trial) -> Options:
+    """The given options as a trial changes them; at one spike a step there is nothing to allocate."""
+    allocation = "uniform" if trial.max_spikes == 1 else given.burst_allocation
+    return given.changed(burst_allocation=allocation, **trial.options())
 
 
 def _settings(
@@ -226,7 +232,8 @@ def _least_budget(
     ann: nn.Module, calibration: list[tuple[Any]], given: Options
 ) -> Callable[[int], float]:
     """What the layers that no spike reaches cost in T steps, as a share of the ANN's energy."""
-    snn = convert(ann, calibration[:1], given.changed(calibration="none"), progress=False)
+    quick = given.changed(calibration="none", burst_allocation="uniform")
+    snn = convert(ann, calibration[:1], quick, progress=False)
     found = fan_out(snn, Inputs(calibration[0][0])[:1])
     return lambda time_steps: (found.macs + found.varying_macs * time_steps) / found.ann_macs
 

@@ -252,3 +252,12 @@ def test_raising_the_steps_is_advised_where_there_are_more():
     assert "max_time_steps" not in str(given)
     given = Recommendation(sj_burst.Options(), [Trial(4, 4, 3.0, 10.0)], Trial(4, 4, 3.0, 10.0), False)
     assert "max_time_steps" in str(given)
+
+
+def test_bursts_are_allocated_where_there_is_more_than_one_spike_a_step(monkeypatch, conversions):
+    monkeypatch.setattr(recommend_module, "simulate", lambda *_, **__: Wrong)
+    found = recommend(vgg(), [(X, Y)], 0.0, 16, burst_allocation="sensitivity", **FAST)
+    assert {gamma for _, gamma in tried(found)} >= {1, 4}
+    for _, (_, gamma), snn in conversions:
+        allocation = "uniform" if gamma == 1 else "sensitivity"
+        assert snn.options.burst_allocation == allocation
