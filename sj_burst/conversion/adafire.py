@@ -9,13 +9,15 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from ..network import SpikingNetwork
-from ..rules.burst_allocation import Choice, choose
+from ..rules.burst_allocation import Choice, choose, ladder
 from ..simulation.spikes import count_spikes
 from ..utils import distributed
 from ..utils.inputs import bind
 from ..utils.outputs import tensors_of
 
 __all__ = ["measure_bursts"]
+
+_EACH = 8  # Γ up to which every one is tried
 
 
 @torch.no_grad()
@@ -44,16 +46,19 @@ def measure_bursts(
     """
     layers, answers = snn.neurons(), [ann(*bind(ann, x).values()) for x in images]
     most = {name: int(node.max_spikes) for name, node in layers.items()}
+    largest = max(most.values(), default=mean)
+    gammas = sorted({*range(1, min(largest, _EACH) + 1), *ladder(mean, largest // mean)})
     tables: dict[str, list[Choice]] = {name: [] for name in layers}
-    with tqdm(
-        total=sum(most.values()), desc="allocate bursts", disable=not progress, leave=False
-    ) as bar:
+    runs = len(gammas) * len(layers)
+    with tqdm(total=runs, desc="allocate bursts", disable=not progress, leave=False) as bar:
         for name, node in layers.items():
-            for gamma in range(1, most[name] + 1):
+            for gamma in gammas:
                 node.max_spikes = gamma
                 tables[name].append(Choice(gamma, *_tried(snn, name, images, answers)))
                 bar.update()
-    return choose(tables, sum(table[mean - 1].cost for table in tables.values()))
+            node.max_spikes = most[name]
+    spikes = sum(table[gammas.index(mean)].cost for table in tables.values())
+    return choose(tables, spikes)
 
 
 def _tried(

@@ -13,7 +13,7 @@ from .statistics import ActivationStatistics
 from .threshold import fit_threshold
 from .transfer import Transfer
 
-__all__ = ["Choice", "allocate_bursts", "choose"]
+__all__ = ["Choice", "allocate_bursts", "choose", "ladder"]
 
 _MOST = 127  # what counts of eight bits hold
 _TIMES = 8  # the mean, at most
@@ -60,7 +60,7 @@ def allocate_bursts(
     tables = {}
     for name, one in statistics.items():
         positions, rows = neurons[name] / len(one.maximum), []
-        for gamma in _ladder(transfer.max_spikes):
+        for gamma in ladder(transfer.max_spikes, _TIMES):
             tried = dataclasses.replace(transfer, max_spikes=gamma)
             theta = fit_threshold(one, rule, tried).clamp_min(1e-30).double()
             ((_, errors),) = spikes_and_errors(one, tried, [theta])
@@ -119,15 +119,15 @@ def _undominated(cost: Tensor, loss: Tensor, most: float) -> Tensor:
     return order[last]
 
 
-def _ladder(mean: float) -> list[int]:
-    """Γ that a layer may get: whole numbers in steps of some 20 %.
+def ladder(mean: float, times: int) -> list[int]:
+    """Γ that a layer may get, up to so many times the mean: whole numbers in steps of some 25 %.
 
     Example:
-        >>> _ladder(2)
+        >>> ladder(2, times=8)
         [1, 2, 3, 4, 5, 6, 8, 10, 12, 15]
     """
     found, last = [int(mean)], 1
-    while last <= min(_MOST, _TIMES * mean):
+    while last <= min(_MOST, times * mean):
         found.append(last)
         last = max(last + 1, round(1.25 * last))
     return sorted(set(found))
