@@ -18,6 +18,7 @@ __all__ = ["Choice", "allocate_bursts", "choose", "ladder"]
 _MOST = 127  # what counts of eight bits hold
 _TIMES = 8  # the mean, at most
 _KEPT = 2**13  # combinations
+_CEILINGS = (0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0)  # Γθ, over that of the mean Γ
 
 
 def allocate_bursts(
@@ -34,9 +35,9 @@ def allocate_bursts(
         \sum_i (\phi_{\Gamma_l}(a_i) - a_i)^2 \quad \text{with} \quad
         \sum_l n_l \Gamma_l \le \Gamma \sum_l n_l
 
-    for n neurons in layer l, with the thresholds that the rule fits for each Γ. An error falls with
-    the square of the number of levels, so that layers of few neurons, on which the answer depends most,
-    get the longest bursts.
+    for n neurons in layer l, with the thresholds that the rule fits for each Γ (for ``"mse"`` the best
+    of a few). An error falls with the square of the number of levels, so that layers of few neurons, on
+    which the answer depends most, get the longest bursts.
 
     Args:
         statistics: of the activations of every layer.
@@ -60,10 +61,14 @@ def allocate_bursts(
     tables = {}
     for name, one in statistics.items():
         positions, rows = neurons[name] / len(one.maximum), []
+        ceiling = transfer.max_spikes * fit_threshold(one, rule, transfer).clamp_min(1e-30).double()
         for gamma in ladder(transfer.max_spikes, _TIMES):
             tried = dataclasses.replace(transfer, max_spikes=gamma)
-            theta = fit_threshold(one, rule, tried).clamp_min(1e-30).double()
-            ((_, errors),) = spikes_and_errors(one, tried, [theta])
+            if rule == "mse":  # a whole search for every Γ would take minutes
+                thetas = [(share * ceiling).clamp(max=one.upper) / gamma for share in _CEILINGS]
+            else:
+                thetas = [fit_threshold(one, rule, tried).clamp_min(1e-30).double()]
+            errors = torch.stack([error for _, error in spikes_and_errors(one, tried, thetas)]).amin(0)
             loss = (weight[name].to(errors) * errors).sum().item() / 2 * positions / one.samples
             rows.append(Choice(gamma, gamma * neurons[name], loss))
         tables[name] = rows
