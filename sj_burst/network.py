@@ -347,9 +347,10 @@ class SpikingNetwork(nn.Module, base.StepModule):
         spikes = ""
         if self.measured is not None:
             spikes = f", {self.measured[1]:.0f} spikes per sample in {self.measured[0]} steps"
+        mean = "" if options.burst_allocation == "uniform" else " on average"
         head = (
-            f"SpikingNetwork(T={options.time_steps}, Γ={options.max_spikes}, coding={options.coding!r}, "
-            f"{len(layers)} layers of neurons{spikes})"
+            f"SpikingNetwork(T={options.time_steps}, Γ={options.max_spikes}{mean}, "
+            f"coding={options.coding!r}, {len(layers)} layers of neurons{spikes})"
         )
         rows = [f"  {k}: {type(node).__name__}({node.extra_repr()})" for k, node in layers.items()]
         if isinstance(self.readout, ReadOut):

@@ -25,10 +25,11 @@ class Options:
         max_spikes: Γ, most spikes per step; an integer, ``math.inf``, or a mapping of layer name
             patterns (``fnmatch``) to such values, of which the first match counts.
         burst_allocation: ``"uniform"`` gives every layer ``max_spikes``. ``"sensitivity"`` gives each
-            its own Γ, of which ``max_spikes`` is the mean over all neurons: more to layers of few
-            neurons on which the answer depends; needs one backward pass over the calibration images.
-            ``"adafire"`` spreads the spikes that ``max_spikes`` everywhere would send, by what each
-            layer's Γ does to the answer of the spiking network, run for each Γ of each layer.
+            its own Γ, of which ``max_spikes`` is the mean over all neurons, at most: more to layers of
+            few neurons on which the answer depends, whose spikes cost more; needs one backward pass over
+            the calibration images. ``"adafire"`` spreads as many spikes as ``max_spikes`` everywhere would
+            send (see :func:`~sj_burst.conversion.adafire.measure_bursts`), by what each layer's Γ does
+            to the answer of the spiking network, which runs for each Γ of each layer.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
             ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
             and nothing is observed. ``"rate_distortion"`` chooses those of all channels together, fine

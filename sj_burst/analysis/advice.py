@@ -51,6 +51,7 @@ class OutputError(NamedTuple):
 
 _OWN = PARTS[1:]  # what a layer adds itself
 _LEAST_SHARE = 0.1  # of what all layers add themselves; smaller causes get no advice
+_COSTLY = ("burst_allocation", "max_spikes", "time_steps")
 _LEAST_OUTPUT_ERROR = 1e-2  # relative squared error of the answer below which it needs no mending
 _LEAST_ERROR = 1e-3  # mean over layers of the squared error below which nothing needs mending
 
@@ -81,7 +82,7 @@ def advise(
             advice.append(Advice(part, worst.name, option, value, where))
     if output.error >= _LEAST_OUTPUT_ERROR:
         advice += _for_output(layers, options, time_steps, output, {given.option for given in advice})
-    return sorted(advice, key=lambda given: given.option in ("max_spikes", "time_steps"))
+    return sorted(advice, key=lambda given: given.option in _COSTLY)
 
 
 def _for_output(
@@ -93,6 +94,7 @@ def _for_output(
         return []
     part = "levels" if output.levels >= 0.5 else "unevenness"
     worst = max(neurons, key=lambda layer: getattr(layer, part) or 0.0)
+    given = given | {"burst_allocation"} if len(neurons) == 1 else given  # there is nothing to share
     remedies = _for_levels if part == "levels" else _for_unevenness
     share = output.levels if part == "levels" else 1 - output.levels
     for option, value, reason in remedies(options, worst, time_steps):
@@ -174,11 +176,13 @@ _MOST_SPIKES = 16  # beyond, more levels hardly help
 
 
 def _more_spikes(options: Options, layer: LayerReport, reason: str) -> Iterator[_Remedy]:
+    if layer.max_spikes is None:
+        return
     given = options.max_spikes
     gamma = layer.max_spikes if isinstance(given, Mapping) else given  # where Γ is allocated, the mean
     if options.energy_budget is not None:  # it decides how many there may be
         return
-    if gamma is None or gamma >= _MOST_SPIKES:
+    if gamma >= _MOST_SPIKES:
         return
     larger = min(4 * int(gamma), _MOST_SPIKES)
     rest = {k: v for k, v in given.items() if k != layer.name} if isinstance(given, Mapping) else {}

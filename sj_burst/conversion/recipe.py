@@ -310,7 +310,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         trial = copy.deepcopy(fx_model)
         self._assemble(trial, dict.fromkeys(work.statistics, _ADAFIRE_TIMES * mean))
         snn = self._wrapped(trial.to(device))
-        images = [x.to(device).value for x in self._images(_MEASURED)]
+        batches = self._calibration_batches(snn.graph, min(_MEASURED, options.calibration_images))
+        images = [Inputs(x).to(device).value for x in batches]
         return measure_bursts(snn, fx_model.to(device), images, mean, self.progress)
 
     def _transfer(self, max_spikes: float) -> Transfer:

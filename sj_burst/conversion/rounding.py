@@ -16,8 +16,8 @@ from .weights import round_weights, weight_scale
 __all__ = ["round_layer"]
 
 _DAMPING = 0.01  # of the mean diagonal, for inputs that hardly vary
-_LEAST_SCALE = 0.4  # of the one that clips nothing
-_SCALES = 31  # that are tried
+_LEAST_SCALE = 0.2  # of the one that clips nothing
+_SCALES = 41  # that are tried
 _BLOCK = 128  # inputs whose corrections reach the others at once
 
 
@@ -33,10 +33,10 @@ def round_layer(layer: Layer, bits: int) -> None:
         H = \sum \bar y \bar y^\top,
 
     with the mean spike input ȳ of the calibrated prefix; the bias comes last. The scale s of an output
-    has the least :math:`\sum_i H_{ii} (w_i - s q_i)^2`: for few bits it pays to clip the largest
-    weights. The largest of an output stays the largest integer, so that s can be read off them. Layers
-    whose inputs have no Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded
-    to the nearest.
+    is, of fractions of the one that clips nothing, that with the least
+    :math:`\sum_i H_{ii} (w_i - s q_i)^2`: for few bits it pays to clip the largest weights. The largest
+    of an output stays the largest integer, so that s can be read off them. Layers whose inputs have no
+    Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded to the nearest.
 
     Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
     transformers", ICLR 2023, after Hassibi & Stork, 1993.

@@ -63,6 +63,9 @@ def measure_sensitivity(
         device: where the graph runs.
         channel_wise: one weight per channel.
 
+    Raises:
+        ValueError: if the outputs take no gradient.
+
     Source: after Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018,
     which weighs errors so; the use for thresholds is derived here.
     """
@@ -75,6 +78,11 @@ def measure_sensitivity(
         with torch.enable_grad(), _Probed(gm, names, pools) as (values, sizes, probes):
             answer = gm(*bind(gm, x.to(device).value).values())
             likelihood = log_likelihood(answer, generator)
+        if not likelihood.requires_grad:
+            raise ValueError(
+                "threshold='rate_distortion' and burst_allocation='sensitivity' take gradients, and the "
+                "network's outputs have none (detached?); use other options, or return them undetached"
+            )
         asked = [probes[name] for name in names]
         gradients = torch.autograd.grad(likelihood, asked, allow_unused=True)
         for name, size in sizes.items():

@@ -28,7 +28,7 @@ def allocate_bursts(
     transfer: Transfer,
     rule: str,
 ) -> dict[str, int]:
-    r"""Γ of every layer with the least loss, if the mean over all neurons is that of ``transfer``.
+    r"""Γ of every layer with the least loss; at most that of ``transfer``, on average over neurons.
 
     .. math::
         \min_{\Gamma_1, \Gamma_2, \dots} \sum_l \sum_{c \in l} \frac{g_c}{2}
@@ -37,7 +37,7 @@ def allocate_bursts(
 
     for n neurons in layer l, with the thresholds that the rule fits for each Γ (for ``"mse"`` the best
     of a few). An error falls with the square of the number of levels, so that layers of few neurons, on
-    which the answer depends most, get the longest bursts.
+    which the answer depends most, get the longest bursts. A layer that was silent keeps the mean.
 
     Args:
         statistics: of the activations of every layer.
@@ -58,8 +58,12 @@ def allocate_bursts(
         >>> allocate_bursts({"wide": wide, "narrow": narrow}, weight, neurons, transfer, "mse")
         {'wide': 3, 'narrow': 12}
     """
-    tables = {}
+    tables: dict[str, list[Choice]] = {}
     for name, one in statistics.items():
+        if bool(one.dead.all()):  # nothing is known of it
+            mean = int(transfer.max_spikes)
+            tables[name] = [Choice(mean, mean * neurons[name], 0.0)]
+            continue
         positions, rows = neurons[name] / len(one.maximum), []
         ceiling = transfer.max_spikes * fit_threshold(one, rule, transfer).clamp_min(1e-30).double()
         for gamma in ladder(transfer.max_spikes, _TIMES):
@@ -91,7 +95,10 @@ def choose(tables: Mapping[str, Sequence[Choice]], cost: float) -> dict[str, int
 
     Args:
         tables: what each layer may choose from.
-        cost: what may be spent; some choice has to cost no more.
+        cost: what may be spent.
+
+    Raises:
+        ValueError: if every choice costs more.
 
     Example:
         >>> table = [Choice(1, 1.0, 9.0), Choice(2, 3.0, 4.0), Choice(3, 6.0, 0.0)]
@@ -100,10 +107,14 @@ def choose(tables: Mapping[str, Sequence[Choice]], cost: float) -> dict[str, int
     """
     costs = losses = torch.zeros(1, dtype=torch.float64)
     picks: list[Tensor] = []  # by layer, of every combination kept: its last choice and what it adds to
-    for table in tables.values():
+    left = cost * (1 + 1e-9)
+    cheapest = [min(row.cost for row in table) for table in tables.values()]
+    for number, table in enumerate(tables.values()):
         own = torch.tensor([row[1:] for row in table], dtype=torch.float64)
         total, loss = ((costs[:, None] + own[:, 0]).flatten(), (losses[:, None] + own[:, 1]).flatten())
-        order = _undominated(total, loss, cost * (1 + 1e-9))
+        order = _undominated(total, loss, left - sum(cheapest[number + 1 :]))
+        if len(order) == 0:
+            raise ValueError(f"no choice of Γ by layer costs at most {cost:.4g}, or losses are NaN")
         costs, losses = total[order], loss[order]
         picks.append(order)
     at, chosen = int(losses.argmin()), {}
@@ -119,8 +130,11 @@ def _undominated(cost: Tensor, loss: Tensor, most: float) -> Tensor:
     order = order[cost[order] <= most]
     least = torch.cat([loss.new_tensor([math.inf]), loss[order].cummin(0).values[:-1]])
     order = order[loss[order] < least]
+    if len(order) <= _KEPT:
+        return order
     sliver = (cost[order] * (_KEPT / most)).long()
     last = torch.cat([sliver[1:] != sliver[:-1], torch.ones(1, dtype=torch.bool)])
+    last[0] = True  # what the layers to come may need
     return order[last]
 
 

@@ -243,6 +243,7 @@ def test_levels_and_unevenness_add_up(convert):
 def test_the_output_gets_advice_by_what_it_lost(share, calibration, wanted):
     layers = [
         LayerReport("a", "BurstIFNode", max_spikes=2, parts=dict.fromkeys(PARTS, 0.0), levels=0.1),
+        LayerReport("b", "BurstIFNode", max_spikes=2, parts=dict.fromkeys(PARTS, 0.0), levels=0.05),
         LayerReport("pool", "LIPool", parts=dict.fromkeys(PARTS, 0.0), levels=0.2),
     ]
     options = Options(max_spikes=2, calibration=calibration)
@@ -250,6 +251,15 @@ def test_the_output_gets_advice_by_what_it_lost(share, calibration, wanted):
     assert (found.part, found.option, found.value) == wanted
     assert found.layer == "a"
     assert not advise(layers, options, 4, OutputError(0.001, share))
+
+
+def test_a_layer_without_spikes_of_its_own_needs_no_more_of_them():
+    parts = dict.fromkeys(PARTS, 0.0) | {"residual": 0.5}
+    found = advise([LayerReport("pool", "LIPool", parts=parts)], Options(), 1, OutputError(0.0, 0.0))
+    assert "max_spikes" not in [given.option for given in found]
+    layers = [LayerReport("a", "BurstIFNode", max_spikes=4, parts=dict.fromkeys(PARTS, 0.0), levels=0.1)]
+    (given,) = advise(layers, Options(), 4, OutputError(0.05, 0.9))
+    assert given.option == "max_spikes"  # one layer has nothing to share
 
 
 def test_where_bursts_are_allocated_more_levels_are_a_larger_mean():

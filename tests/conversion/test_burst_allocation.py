@@ -151,3 +151,47 @@ def test_one_finite_gamma_above_one_is_wanted(max_spikes):
 def test_gradients_are_needed(convert):
     with torch.inference_mode(), pytest.raises(ValueError, match="burst_allocation='sensitivity'"):
         convert(Bottleneck(), [X], burst_allocation="sensitivity")
+
+
+@pytest.mark.parametrize("allocation", ["sensitivity", "adafire"])
+def test_layers_that_are_silent_keep_the_mean(convert, allocation):
+    ann = Bottleneck()
+    with torch.no_grad():
+        ann.layers[1].bias -= 100.0
+    snn = convert(ann, [X], time_steps=2, max_spikes=3, burst_allocation=allocation)
+    assert gammas(snn)["2"] == 3
+
+
+def test_whole_numbers_among_the_answers_are_left_out(convert):
+    class Two(Bottleneck):
+        def forward(self, x):
+            y = self.layers(x)
+            return y, y.argmax(1)
+
+    snn = convert(Two(), [X], time_steps=2, burst_allocation="adafire")
+    assert len(gammas(snn)) == 3
+
+
+def test_no_more_images_are_used_than_were_asked_for(convert, monkeypatch):
+    seen = []
+
+    def spy(snn, ann, images, *others):
+        seen.extend(images)
+        return measure_bursts(snn, ann, images, *others)
+
+    monkeypatch.setattr("sj_burst.conversion.recipe.measure_bursts", spy)
+    convert(vgg(), [X], time_steps=2, burst_allocation="adafire", calibration_images=5)
+    assert sum(map(len, seen)) == 5
+
+
+def test_outputs_without_gradients(convert):
+    class Detached(Bottleneck):
+        def forward(self, x):
+            return self.layers(x).detach()
+
+    with pytest.raises(ValueError, match="burst_allocation='sensitivity' take gradients, and"):
+        convert(Detached(), [X], time_steps=2, burst_allocation="sensitivity")
+
+
+def test_the_network_says_that_it_is_a_mean(convert):
+    assert "Γ=4 on average" in repr(convert(vgg(), [X], burst_allocation="sensitivity"))

@@ -26,7 +26,7 @@ def layer_of(module, x, unit=None):
 
 
 def clipping_scales(weight, most):
-    return [(1 - 0.02 * k) * weight.abs().max().item() / most for k in range(31)]
+    return [(1 - 0.02 * k) * weight.abs().max().item() / most for k in range(41)]
 
 
 def loss_by_scale(weight, scale, energy, most):

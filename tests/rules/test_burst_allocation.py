@@ -109,3 +109,16 @@ def test_many_layers_are_chosen_from_within_the_cost():
     found = choose(tables, 300.0)
     assert sum(tables[name][gamma - 1].cost for name, gamma in found.items()) <= 300 * (1 + 1e-6)
     assert found["0"] < found["59"]
+
+
+def test_a_cost_that_one_combination_meets_is_met():
+    tables = {
+        "a": [Choice(4, 10000.0, 2.0), Choice(8, 10001.0, 1.0)],
+        "b": [Choice(4, 10003.0, 2.0)],
+    }
+    assert choose(tables, 20003.0) == {"a": 4, "b": 4}
+    assert choose({"a": [Choice(2, 0.0, 1.0)]}, 0.0) == {"a": 2}
+    with pytest.raises(ValueError, match="no choice of Γ by layer costs at most 2e"):
+        choose(tables, 20000.0)
+    with pytest.raises(ValueError, match="or losses are NaN"):
+        choose({"a": [Choice(2, 0.0, math.nan)]}, 1.0)
