@@ -28,8 +28,8 @@ class Options:
             its own Γ, of which ``max_spikes`` is the mean over all neurons, at most: more to layers of
             few neurons on which the answer depends, whose spikes cost more; needs one backward pass over
             the calibration images. ``"adafire"`` spreads as many spikes as ``max_spikes`` everywhere
-            would send (see :func:`~sj_burst.conversion.adafire.measure_bursts`), by what each layer's Γ does
-            to the answer of the spiking network, which runs for each Γ of each layer.
+            would send (see :func:`~sj_burst.conversion.adafire.measure_bursts`), by what each layer's Γ
+            does to the answer of the spiking network, which runs for each Γ of each layer.
         threshold: ``"max"``, a percentile such as ``"99.9%"``, ``"mse"``, ``"gaussian"``, or
             ``"trained"`` for bounded activations (``RateNorm``, ``QCFS``, ReLU6, …): θ = bound/Γ,
             and nothing is observed. ``"rate_distortion"`` chooses those of all channels together, fine
