@@ -271,7 +271,7 @@ PRESETS: dict[str, Options] = {
     "calibration_light": Options(
         **_PLAIN | dict(threshold="mse", channel_wise=True, calibration="light")
     ),
-    # Wang et al., AAAI 2025 (AdaFire): thresholds and biases as these, Γ by layer.
+    # Wang et al., AAAI 2025 (AdaFire): thresholds and biases as in calibration_light, Γ by layer.
     "adafire": Options(
         **_PLAIN
         | dict(

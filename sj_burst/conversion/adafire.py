@@ -34,7 +34,7 @@ def measure_bursts(
     of the ANN (their squared distance, where answers are no class scores), and S the spikes of layer l,
     both if that layer alone has another Γ than the network began with. As published, thresholds stay
     those of the Γ that the network began with while this is measured, and are fitted to the Γ that were
-    found afterwards: the network then sends more spikes than were counted here, by some 10 to 30 %.
+    found afterwards: the network then sends more spikes than were counted here.
     A layer that was silent keeps the mean.
 
     Args:
