@@ -107,12 +107,10 @@ def choose(tables: Mapping[str, Sequence[Choice]], cost: float) -> dict[str, int
     """
     costs = losses = torch.zeros(1, dtype=torch.float64)
     picks: list[Tensor] = []  # by layer, of every combination kept: its last choice and what it adds to
-    left = cost * (1 + 1e-9)
-    cheapest = [min(row.cost for row in table) for table in tables.values()]
-    for number, table in enumerate(tables.values()):
+    for table in tables.values():
         own = torch.tensor([row[1:] for row in table], dtype=torch.float64)
         total, loss = ((costs[:, None] + own[:, 0]).flatten(), (losses[:, None] + own[:, 1]).flatten())
-        order = _undominated(total, loss, left - sum(cheapest[number + 1 :]))
+        order = _undominated(total, loss, cost * (1 + 1e-9))
         if len(order) == 0:
             raise ValueError(f"no choice of Γ by layer costs at most {cost:.4g}, or losses are NaN")
         costs, losses = total[order], loss[order]

@@ -122,3 +122,11 @@ def test_a_cost_that_one_combination_meets_is_met():
         choose(tables, 20000.0)
     with pytest.raises(ValueError, match="or losses are NaN"):
         choose({"a": [Choice(2, 0.0, math.nan)]}, 1.0)
+
+
+def test_the_cheapest_is_kept_for_the_layers_to_come(monkeypatch):
+    monkeypatch.setattr("sj_burst.rules.burst_allocation._KEPT", 3)
+    table = [Choice(k, 100 + k, 1 / k) for k in range(1, 9)]  # all of them in one sliver
+    tables = dict.fromkeys("abc", table)
+    assert choose(tables, 303.0) == dict.fromkeys("abc", 1)
+    assert sum(choose(tables, 310.0).values()) <= 10
