@@ -76,9 +76,9 @@ def main(folder: str) -> None:
     faulthandler.dump_traceback_later(300, exit=True)  # says where it hangs
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    torch.save(run(rank, world), Path(folder) / f"{rank}.pt")
-    torch.distributed.barrier()  # gloo aborts a process whose peer leaves first
-    torch.distributed.destroy_process_group()
+    torch.save(run(rank, world), Path(folder) / f"{rank}.part")
+    (Path(folder) / f"{rank}.part").rename(Path(folder) / f"{rank}.pt")
+    time.sleep(600)  # until killed: leaving gloo hangs at times, and aborts who is left behind
 
 
 def free_port() -> int:
@@ -112,17 +112,19 @@ def run_processes(folder: Path, world: int) -> None:
                         stderr=subprocess.STDOUT,
                     )
                 )
-        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+        results = [folder / f"{rank}.pt" for rank in range(world)]
+        while not (done := all(result.exists() for result in results)):
+            if any(process.poll() is not None for process in processes):
+                time.sleep(5)  # what the others say when they miss the one that failed
+                break
             time.sleep(0.1)
-        if any(codes):
-            time.sleep(5)  # what the others say when they miss the one that failed
     finally:
         for process in processes:
             process.kill()
             process.wait()
     codes = [process.returncode for process in processes]
     said = [f"exit code {code}:\n{log.read_text()}" for code, log in zip(codes, logs, strict=True)]
-    assert codes == [0] * world, "\n".join(said)
+    assert done, "\n".join(said)
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
