@@ -18,7 +18,8 @@ from ..options import Options
 from ..simulation.operations import Operations
 from ..simulation.spikes import count_spikes
 from ..simulation.synops import count_operations
-from ..simulation.walk import pool_units, values_of
+from ..simulation.values import values_of
+from ..simulation.walk import pool_units
 from ..utils import distributed
 from ..utils.loader import first_samples
 from ..utils.table import format_table

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cpu_blocks import BLOCK, divide, jit, rows_of, spread
+from .cpu_blocks import BLOCK, divide, jit, repeats, rows_of, spread
 from .cpu_events import Tally, add_block, add_spikes
 from .layout import (
     check_pool_input,
@@ -65,9 +65,10 @@ def _burst(  # type: ignore[no-untyped-def]
         size = min(BLOCK, stop - first)
         thetas, shifts, vs = theta_block[:size], shift_block[:size], v[first : first + size]
         spread(vs, v_before, inner[0], first)
-        spread(thetas, theta, inner[2], first)
-        if shift is not None:
-            spread(shifts, shift, inner[3], first)
+        if first == start or not repeats(theta, inner[2]):
+            spread(theta_block, theta, inner[2], first)
+        if shift is not None and (first == start or not repeats(shift, inner[3])):
+            spread(shift_block, shift, inner[3], first)
         if slope is not None:  # what a unit of the total weighs below zero
             belows = below_block[:size]
             spread(belows, slope, inner[4], first)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .team import threads_here
 
-__all__ = ["BLOCK", "divide", "jit", "rows_of", "spread"]
+__all__ = ["BLOCK", "divide", "jit", "repeats", "rows_of", "spread"]
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
 GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
@@ -21,6 +21,9 @@ jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 def spread(target, values, inner, first):  # type: ignore[no-untyped-def]
     """Write the parameter of the neurons from ``first`` on to ``target``; see :mod:`.layout`."""
     filled, size, period = 0, len(target), len(values)
+    if period == 1:
+        target[:] = values[0]
+        filled = size
     while filled < size:
         neuron = first + filled
         index = neuron // inner % period
@@ -35,6 +38,12 @@ def spread(target, values, inner, first):  # type: ignore[no-untyped-def]
             run = min(size - filled, back)
             target[filled : filled + run] = target[filled - back : filled - back + run]
         filled += run
+
+
+@jit
+def repeats(values, inner):  # type: ignore[no-untyped-def]
+    """Whether a parameter is the same in every block: then it need be spread once."""
+    return BLOCK % (inner * len(values)) == 0
 
 
 def divide(work: int, unit: int, cost: int) -> tuple[int, int]:

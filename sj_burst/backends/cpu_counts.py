@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu_blocks import BLOCK, divide, jit, rows_of, spread
-from .cpu_events import Tally, add_block, add_spikes, counts_spikes
+from .cpu_blocks import BLOCK, divide, jit, repeats, rows_of, spread
+from .cpu_events import Tally, add_block, add_counts, counts_spikes
 from .layout import flat_parameters, memory_order, restore, samples_first
 from .result import BurstResult
 from .team import side_by_side
@@ -22,10 +22,16 @@ __all__ = ["count_multi_step"]
 
 # No input makes a NaN of whole numbers; a picture with one has no right answer.
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def _fire(currents, vs, sents, least, most, numbers):  # type: ignore[no-untyped-def]
-    """One step of a row of neurons: m in ``currents`` to the counts ``numbers`` and the state."""
+def _fire(  # type: ignore[no-untyped-def]
+    xs, scales, ys, others, shifts, vs, sents, least, most, ns
+):
+    """One step of a row of neurons: the counts ``ns``, and the state ``vs`` and ``sents`` after it."""
+    one = vs.dtype.type(1)
     for j in range(len(vs)):
-        m = currents[j]
+        m = vs[j] + scales[j] * (one * xs[j])
+        if ys is not None:
+            m = m + others[j] * (one * ys[j])
+        m = m + shifts[j]
         n = np.floor(m)
         n = least if n < least else n
         n = most if n > most else n
@@ -33,7 +39,7 @@ def _fire(currents, vs, sents, least, most, numbers):  # type: ignore[no-untyped
             n = -sents[j] if n < -sents[j] else n
             sents[j] += n
         vs[j] = m - n
-        numbers[j] = n
+        ns[j] = np.int8(np.int32(n))
 
 
 @jit
@@ -54,7 +60,6 @@ def _count(  # type: ignore[no-untyped-def]
     out,
     v,
     sent,
-    halvings,
     counts,
     totals,
 ):
@@ -63,20 +68,22 @@ def _count(  # type: ignore[no-untyped-def]
     Terms ``x`` and ``y`` lie flat, their steps a stride apart. Writes the counts ``out [T, M]`` and the
     state ``v`` and ``sent`` after the last step; ``counts`` and ``totals`` are as in :mod:`.cpu`.
     """
-    one, least, most = v.dtype.type(1), bounds[0], bounds[1]
+    least, most = bounds[0], bounds[1]
     scale_block, shift_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
-    other_block, number_block = np.empty(BLOCK, v.dtype), np.empty(BLOCK, v.dtype)
-    current_block = np.empty(BLOCK, v.dtype)
-    fired_block = np.empty((1 if totals is None else len(totals), BLOCK), v.dtype)
+    other_block = np.empty(BLOCK, v.dtype)
+    fired_block = np.empty((1 if totals is None else len(totals), BLOCK), np.uint8)
+    room = 255 // int(most)  # steps whose events a byte holds
     for first in range(start, stop, BLOCK):
         size = min(BLOCK, stop - first)
         scales, shifts, others = scale_block[:size], shift_block[:size], other_block[:size]
-        vs, numbers, currents = v[first : first + size], number_block[:size], current_block[:size]
+        vs = v[first : first + size]
         spread(vs, v_before, inner[0], first)
-        spread(shifts, shift, inner[2], first)
-        spread(scales, x_scale, inner[3], first)
-        if y is not None:
-            spread(others, y_scale, inner[4], first)
+        if first == start or not repeats(shift, inner[2]):
+            spread(shift_block, shift, inner[2], first)
+        if first == start or not repeats(x_scale, inner[3]):
+            spread(scale_block, x_scale, inner[3], first)
+        if y is not None and (first == start or not repeats(y_scale, inner[4])):
+            spread(other_block, y_scale, inner[4], first)
         sents = None if sent is None else sent[first : first + size]
         if sent is not None:
             spread(sents, sent_before, inner[1], first)
@@ -84,23 +91,16 @@ def _count(  # type: ignore[no-untyped-def]
             fired_block[:] = 0
         for t in range(len(out)):
             xs = x[t * x_stride + first : t * x_stride + first + size]
-            if y is not None:
-                ys = y[t * y_stride + first : t * y_stride + first + size]
+            ys = None if y is None else y[t * y_stride + first : t * y_stride + first + size]
             ns = out[t, first : first + size]
-            for j in range(size):
-                m = vs[j] + scales[j] * (one * xs[j])
-                if y is not None:
-                    m = m + others[j] * (one * ys[j])
-                currents[j] = m + shifts[j]
-            _fire(currents, vs, sents, least, most, numbers)
-            for j in range(size):
-                ns[j] = np.int8(np.int32(numbers[j]))
+            _fire(xs, scales, ys, others, shifts, vs, sents, least, most, ns)
             if counts is not None:
-                total, net = add_spikes(numbers, fired_block, halvings)
+                total, net = add_counts(ns, fired_block)
                 counts[0, t] += total
                 counts[1, t] += net
-        if counts is not None:
-            add_block(fired_block, first, size, totals)
+                if (t + 1) % room == 0 or t + 1 == len(out):
+                    add_block(fired_block, first, size, totals)
+                    fired_block[:] = 0
 
 
 def _in_order(x_seq: Tensor, order: list[int]) -> Tensor:
@@ -155,7 +155,7 @@ def count_multi_step(
     tally = Tally(parts, steps, len(v), neurons, max_spikes) if count else None
 
     def work(part: int) -> None:
-        counts = (0, None, None) if tally is None else tally.of(part)
+        counts = (None, None) if tally is None else tally.of(part)[1:]
         _count(part * size, min((part + 1) * size, neurons), *arrays, *counts)
 
     side_by_side(work, parts)

@@ -15,7 +15,7 @@ from .events import ACCOUNTINGS, SpikeCounts
 from .layout import flat_parameters, restore, samples_first
 from .team import side_by_side
 
-__all__ = ["Tally", "add_block", "add_spikes", "count_outputs", "counts_spikes"]
+__all__ = ["Tally", "add_block", "add_counts", "add_spikes", "count_outputs", "counts_spikes"]
 
 MOST = 1 << 24  # up to which float32 has all whole numbers
 
@@ -60,6 +60,29 @@ def add_spikes(numbers, fired, halvings):  # type: ignore[no-untyped-def]
         for j in range(len(numbers)):
             numbers[j] = np.floor(numbers[j] * kind(0.5))
             binary[j] -= numbers[j]
+    return total, net
+
+
+@jit
+def add_counts(ns, fired):  # type: ignore[no-untyped-def]
+    """As :func:`add_spikes`, of counts in int8, which stay, to events in bytes ``[1 or 3, BLOCK]``."""
+    total, net = np.int32(0), np.int32(0)
+    for j in range(len(ns)):
+        net += np.int32(ns[j])
+        total += abs(np.int32(ns[j]))
+    unary = fired[0]
+    if len(fired) == 1:  # single spikes
+        for j in range(len(ns)):
+            unary[j] += np.uint8(abs(np.int16(ns[j])))
+        return total, net
+    binary, graded = fired[1], fired[2]
+    for j in range(len(ns)):
+        size = np.uint8(abs(np.int16(ns[j])))
+        unary[j] += size
+        graded[j] += np.uint8(size != 0)
+        ones = np.uint8(size - ((size >> np.uint8(1)) & np.uint8(0x55)))  # of every two bits
+        ones = np.uint8((ones & np.uint8(0x33)) + ((ones >> np.uint8(2)) & np.uint8(0x33)))
+        binary[j] += np.uint8((ones & np.uint8(0x0F)) + (ones >> np.uint8(4)))
     return total, net
 
 
@@ -110,17 +133,6 @@ class Tally:
         )
 
 
-# The largest of a block does not depend on the order.
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
-def _whole_numbers(ys, numbers):  # type: ignore[no-untyped-def]
-    """The numbers that integers are; returns the largest size."""
-    high = numbers.dtype.type(0)
-    for j in range(len(ys)):
-        numbers[j] = ys[j]
-        high = max(high, abs(numbers[j]))
-    return high
-
-
 @jit
 def _numbers(ys, units, whole, numbers):  # type: ignore[no-untyped-def]
     """How many spikes each value stands for; returns the largest."""
@@ -166,10 +178,45 @@ def _add_outputs(numbers, unary, binary, graded, high):  # type: ignore[no-untyp
 
 
 @jit
+def _count_numbers(start, stop, y, y_stride, samples, counts, events):  # type: ignore[no-untyped-def]
+    """As :func:`_count_outputs`, of numbers of spikes in int8."""
+    neurons = events.shape[1]
+    fired = np.zeros((3, BLOCK), np.uint8)
+    for first in range(start, stop, BLOCK):
+        size = min(BLOCK, stop - first)
+        held = 0  # the most that a byte may hold already
+        for t in range(counts.shape[1]):
+            for sample in range(samples):
+                place = t * y_stride + sample * neurons + first
+                row = y[place : place + size]
+                high = _largest(row)
+                if held + high > 255:
+                    add_block(fired, first, size, events)
+                    fired[:] = 0
+                    held = 0
+                held += high
+                total, net = add_counts(row, fired)
+                counts[0, t] += total
+                counts[1, t] += net
+        add_block(fired, first, size, events)
+        fired[:] = 0
+
+
+@jit
+def _largest(ns):  # type: ignore[no-untyped-def]
+    """The largest size of whole numbers."""
+    high, low = np.int8(0), np.int8(0)
+    for j in range(len(ns)):
+        high = max(high, ns[j])
+        low = min(low, ns[j])
+    return max(np.int32(high), -np.int32(low))
+
+
+@jit
 def _count_outputs(  # type: ignore[no-untyped-def]
-    start, stop, y, y_stride, samples, unit, inner, whole, counted, counts, events
+    start, stop, y, y_stride, samples, unit, inner, whole, counts, events
 ):
-    """Spikes of the neurons from ``start`` to ``stop`` of every sample, whose ``y`` may be their number.
+    """Spikes of the neurons from ``start`` to ``stop`` of every sample.
 
     Adds those of every step, and their net number, to ``counts [2, T]``, and the events of every neuron
     to ``events [3, M]``.
@@ -185,10 +232,7 @@ def _count_outputs(  # type: ignore[no-untyped-def]
             for sample in range(samples):
                 place = t * y_stride + sample * neurons + first
                 row = y[place : place + size]
-                if counted:
-                    high = _whole_numbers(row, numbers[:size])
-                else:
-                    high = _numbers(row, units[:size], whole, numbers[:size])
+                high = _numbers(row, units[:size], whole, numbers[:size])
                 total, net = _add_outputs(numbers[:size], unary, binary, graded, high)
                 counts[0, t] += total
                 counts[1, t] += net
@@ -207,7 +251,7 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
     neurons = math.prod(moved)
     dtype = torch.float64 if y_seq.dtype == torch.float64 else torch.float32
     shape = [moved[order[1:].index(d + 1)] for d in range(len(moved))]
-    counted = unit is None and not y_seq.is_floating_point()
+    counted = unit is None and y_seq.dtype == torch.int8
     unit = torch.ones(()) if unit is None else unit
     (units, *_), (inner, *_) = flat_parameters((1, *shape), order, dtype, unit.detach())
     assert units is not None
@@ -217,9 +261,11 @@ def count_outputs(y_seq: Tensor, unit: Tensor | None, whole: bool) -> SpikeCount
     events = np.zeros((len(ACCOUNTINGS), neurons))
 
     def work(part: int) -> None:
-        stop = min((part + 1) * size, neurons)
-        arrays = (y, stride, samples, units.numpy(), inner, whole, counted, counts[part], events)
-        _count_outputs(part * size, stop, *arrays)
+        given = (part * size, min((part + 1) * size, neurons), y, stride, samples)
+        if counted:
+            _count_numbers(*given, counts[part], events)
+        else:
+            _count_outputs(*given, units.numpy(), inner, whole, counts[part], events)
 
     side_by_side(work, parts)
     per_step, net = torch.from_numpy(counts.sum(0))

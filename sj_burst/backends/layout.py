@@ -92,6 +92,9 @@ def image_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
 def _flat_parameter(
     value: Tensor, shape: Sequence[int], order: list[int], dtype: torch.dtype
 ) -> tuple[Tensor, int]:
+    alike = value.numel() == 1 or (value.numel() > 1 and not any(value.stride()))
+    if alike and not needs_grad(value):
+        return value.to(dtype).as_strided((1,), (1,)), 1
     full = value.to(dtype).expand(shape).permute(order)
     moving = [d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) != 0]
     if not needs_grad(value):  # a gradient is wanted for every neuron

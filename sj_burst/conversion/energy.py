@@ -17,7 +17,8 @@ from ..rules.statistics import ActivationStatistics
 from ..rules.transfer import Transfer
 from ..simulation.fan_out import fan_out
 from ..simulation.synops import synops
-from ..simulation.walk import SpikeWalk, values_of
+from ..simulation.values import values_of
+from ..simulation.walk import SpikeWalk
 from ..utils.inputs import Inputs
 from .sensitivity import Sensitivity
 

@@ -80,8 +80,8 @@ class IntegerLayer(nn.Module):
             first, *lower = reversed(sums.split(len(x)))
             out = first.double()
             for digit in lower:
-                out.mul_(256).add_(digit)
-        return channels_last(out.mul_(per_sample(step, out.dim())).float())
+                torch.add(digit, out, alpha=256, out=out)
+        return channels_last(torch.mul(out, per_sample(step, out.dim()), out=out).float())
 
     def _slowly(self, x: Tensor, *sizes: Any, **named: Any) -> Tensor:
         """Sums of integers in float64, which holds them all."""

@@ -10,7 +10,8 @@ from ..graph.trace import is_module
 from ..utils.inputs import Inputs
 from .operations import AC_PICOJOULES, MAC_PICOJOULES
 from .spikes import POOLS, SOURCES
-from .walk import SpikeWalk, graph_of, pool_units, values_of
+from .values import graph_of, values_of
+from .walk import SpikeWalk, pool_units
 
 __all__ = ["FanOut", "fan_out"]
 
@@ -80,7 +81,7 @@ def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
     }
     with torch.enable_grad():
         costs = SpikeWalk(gm, values, emitted, x.sequence).run().values()
-        total = sum((torch.as_tensor(cost.synops) for cost in costs), torch.zeros(()))
+        total = sum((torch.as_tensor(cost.synops).sum() for cost in costs), torch.zeros(()))
     return FanOut(
         _gradients(total, emitted),
         sum(cost.constant_macs for cost in costs),

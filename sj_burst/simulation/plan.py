@@ -1,17 +1,12 @@
 """How many samples and steps run at a time."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from spikingjelly.activation_based.functional import reset_net
-from torch import Tensor, nn
+from torch import Tensor, fx
 
-from ..graph.evaluate import record
-from ..modules.temporal import TimeFold, time_folded
-from ..network import SpikingNetwork
-from ..utils.inputs import Inputs, rows
-from ..utils.outputs import tensors_of
+from ..utils.inputs import Inputs
 
 __all__ = ["Plan", "plan_run", "steps_at_once"]
 
@@ -33,22 +28,35 @@ ROWS_OF_WHOLE_BATCHES = 256
 
 
 def plan_run(
-    snn: nn.Module, x: Inputs, time_steps: int, chunk: int | None, early_exit: float | None
+    x: Inputs,
+    values: Mapping[fx.Node, Any],
+    time_steps: int,
+    chunk: int | None,
+    early_exit: float | None,
 ) -> Plan:
-    """How many samples and steps to run at a time, from what they take in memory."""
-    if not isinstance(snn, SpikingNetwork):
+    """How many samples and steps to run at a time, from what they take in memory.
+
+    Args:
+        x: a batch.
+        values: of a converted network's nodes for one sample; none of a network of others, which runs
+            step by step.
+        time_steps: T.
+        chunk: steps at a time, if they are given.
+        early_exit: the margin at which samples leave, if they do.
+    """
+    if not values:
         return Plan(len(x), 1)
-    snn.check_input(x.one_frame())
+    largest = _largest(values)
     chunk = 1 if chunk is None and early_exit is not None else chunk
     if x.device.type == "cpu":
-        most = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _largest_values(snn, x[:1].one_frame())[-1]))
+        most = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // largest[-1]))
         chunk = chunk or min(time_steps, STEPS_ON_CPU, most)
         parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // most)
         return Plan(-(-len(x) // parts), chunk)
     most = ROWS_ON_GPU
     if x.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(x.device)
-        most = min(most, int(free / 4 / sum(_largest_values(snn, x[:1].one_frame()))))
+        most = min(most, int(free / 4 / sum(largest)))
     samples = max(1, min(len(x), most))
     return Plan(samples, chunk or max(1, min(time_steps, most // samples)))
 
@@ -63,21 +71,7 @@ def steps_at_once(samples: int) -> int:
     return max(1, ROWS_OF_WHOLE_BATCHES // samples)
 
 
-def _largest_values(snn: SpikingNetwork, x: Any) -> list[int]:
+def _largest(values: Mapping[fx.Node, Any]) -> list[int]:
     """Bytes of the largest values of one sample in one step, which may exist side by side."""
-    kinds = str([(t.shape, t.dtype, t.device) for t in tensors_of(x).values()])
-    known = _KNOWN.setdefault(snn.graph, {})
-    if kinds not in known:
-        known[kinds] = _measured_values(snn, x)
-    return known[kinds]
-
-
-_KNOWN: WeakKeyDictionary[nn.Module, dict[str, list[int]]] = WeakKeyDictionary()
-
-
-def _measured_values(snn: SpikingNetwork, x: Any) -> list[int]:
-    reset_net(snn)
-    with time_folded(snn.graph, TimeFold(1, rows(x))):
-        values = record(snn.graph, x).values()
-    sizes = sorted(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
-    return [max(1, size) for size in sizes[-4:]]
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
+    return [max(1, size) for size in sorted(t.numel() * t.element_size() for t in tensors)[-4:]]

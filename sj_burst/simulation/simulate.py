@@ -25,7 +25,8 @@ from .result import SimulationResult
 from .spikes import count_spikes
 from .steps import RunningAnswer, present
 from .synops import count_operations
-from .walk import pool_units, values_of
+from .values import values_of
+from .walk import pool_units
 
 __all__ = ["simulate"]
 
@@ -109,11 +110,12 @@ def simulate(
             pairs = batches(loader, "loader", time_dim, time_steps)
             head = next(pairs)
             example = head[0].to(device)
-            plan = plan_run(snn, example, time_steps, chunk, early_exit)
             values, units = {}, {}
             if isinstance(snn, SpikingNetwork):
+                snn.check_input(example.one_frame())
                 values = values_of(snn, example[:1])
                 units = pool_units(snn.graph, values)
+            plan = plan_run(example, values, time_steps, chunk, early_exit)
             with count_spikes(snn, time_steps, units) as counter:
                 pairs = chain([head], pairs)
                 for batch in tqdm(pairs, "simulate", disable=not progress, leave=False):

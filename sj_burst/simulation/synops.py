@@ -18,7 +18,8 @@ from .operations import ACCOUNTINGS, LayerOperations, Operations
 from .plan import steps_at_once
 from .spikes import SOURCES, count_spikes
 from .steps import present
-from .walk import LayerCost, SpikeWalk, graph_of, pool_units, values_of
+from .values import graph_of, values_of
+from .walk import LayerCost, SpikeWalk, pool_units
 
 __all__ = ["count_operations", "synops"]
 
@@ -128,23 +129,13 @@ def count_operations(
         steps_run: how many steps a sample took on average, if some left early.
     """
     gm = graph_of(snn)
-    costs: list[dict[str, LayerCost]] = []
-    for kind in range(len(ACCOUNTINGS)):
-        emitted = {name: events[kind : kind + 1] for name, events in spikes.items()}
-        costs.append(SpikeWalk(gm, values, emitted, varying).run())
-        if isinstance(readout := getattr(snn, "readout", None), ReadOut):
-            costs[-1] |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
-    unary, binary, graded = costs
-    return Operations(
-        {
-            name: LayerOperations(
-                float(cost.synops) / samples,
-                cost.macs(time_steps if steps_run is None else steps_run),
-                cost.ann_macs,
-                float(binary[name].synops) / samples,
-                float(graded[name].synops) / samples,
-            )
-            for name, cost in unary.items()
-        },
-        time_steps,
-    )
+    costs = SpikeWalk(gm, values, spikes, varying).run()
+    if isinstance(readout := getattr(snn, "readout", None), ReadOut):
+        costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
+    layers = {}
+    for name, cost in costs.items():
+        synops = torch.as_tensor(cost.synops).expand(len(ACCOUNTINGS)) / samples
+        unary, binary, graded = synops.tolist()
+        macs = cost.macs(time_steps if steps_run is None else steps_run)
+        layers[name] = LayerOperations(unary, macs, cost.ann_macs, binary, graded)
+    return Operations(layers, time_steps)

@@ -1,54 +1,23 @@
 """From the spikes that neurons emit to the operations that they cause in the layers behind them."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import ann2snn
-from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
-from ..graph.evaluate import evaluate_node, has_tensor, record
+from ..graph.evaluate import evaluate_node, has_tensor
 from ..graph.operators import AVERAGE_POOLS, BATCH_NORMS, ELEMENTWISE, WEIGHTED, WEIGHTED_CALLS
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes
-from ..modules.temporal import TimeFold, time_folded
-from ..network import SpikingNetwork
-from ..utils.inputs import Inputs
 from .spikes import POOLS, SOURCES
 
-__all__ = ["LayerCost", "SpikeWalk", "graph_of", "pool_units", "values_of"]
-
-
-@torch.no_grad()
-def values_of(snn: nn.Module, x: Inputs) -> dict[fx.Node, Any]:
-    """The values of a converted network's nodes for one step of an input; its state is reset."""
-    reset_net(snn)
-    gm = graph_of(snn)
-    fold = TimeFold(1, len(x))
-    try:
-        with time_folded(gm, fold) if isinstance(snn, SpikingNetwork) else nullcontext():
-            return record(gm, x.one_frame())
-    finally:
-        reset_net(snn)
-
-
-def graph_of(snn: nn.Module) -> fx.GraphModule:
-    """The graph of a converted network.
-
-    Raises:
-        TypeError: for other networks.
-    """
-    graph = snn.graph if isinstance(snn, SpikingNetwork) else snn
-    if not isinstance(graph, fx.GraphModule):
-        raise TypeError(f"operations are counted of converted networks only, got {type(snn).__name__}")
-    return graph
-
+__all__ = ["LayerCost", "SpikeWalk", "pool_units"]
 
 _SCALERS = (ann2snn.modules.VoltageScaler, ann2snn.modules.ChannelVoltageScaler)
 
@@ -58,7 +27,7 @@ class LayerCost:
     """What one weighted layer has cost.
 
     Attributes:
-        synops: operations that spikes cause, over all samples and steps.
+        synops: operations that spikes cause, over all samples and steps, by every accounting ``[K]``.
         constant_macs: per sample, on an input that is the same at every step.
         varying_macs: per sample and step, on other values that are no spikes.
         ann_macs: per sample, in the ANN.
@@ -76,10 +45,14 @@ class LayerCost:
 
 @dataclass
 class _Spikes:
-    """A value made of spikes: how many there were ``[1, ...]``, and what one weighs."""
+    """A value made of spikes: by every accounting how many there were ``[1, ...]``; what one weighs."""
 
-    count: Tensor
+    counts: list[Tensor]
     unit: Tensor
+
+    def moved(self, by: Callable[[Tensor], Tensor]) -> "_Spikes":
+        """The same spikes where a module has moved them."""
+        return _Spikes([by(count) for count in self.counts], by(self.unit))
 
 
 _FACTORS = ("mul", "imul", "mul_", "truediv", "itruediv", "div", "div_", "true_divide")
@@ -92,7 +65,7 @@ class SpikeWalk:
     Args:
         gm: the graph of a converted network.
         values: of all its nodes, for one input.
-        emitted: events of every layer that emits some ``[1, ...]``.
+        emitted: events of every layer that emits some, by K accountings ``[K, ...]``.
         varying: the network's input changes from step to step.
         thresholds: in place of those of the neurons.
     """
@@ -134,28 +107,34 @@ class SpikeWalk:
         if is_module(self.gm, node, POOLS):
             module = self.gm.get_submodule(name)
             unit = getattr(module, "pool", module)(source.unit)
-            return _Spikes(self.emitted[name], unit)
+            return _Spikes(self._emitted(name), unit)
         if is_module(self.gm, node, (RepeatOverTime, AffineScale)):
             return source
         if is_module(self.gm, node, BATCH_NORMS):
-            return _Spikes(source.count, source.unit * _factor(self.gm.get_submodule(name), source.unit))
+            factor = _factor(self.gm.get_submodule(name), source.unit)
+            return _Spikes(source.counts, source.unit * factor)
         if is_module(self.gm, node, CountPool):
             pool: Any = self.gm.get_submodule(name)
-            return _Spikes(_window_sums(pool.pool, source.count), pool.pool(source.unit))
+            sums = [_window_sums(pool.pool, count) for count in source.counts]
+            return _Spikes(sums, pool.pool(source.unit))
         if is_module(self.gm, node, OfBytes):
             mover: Any = self.gm.get_submodule(name)
-            return _Spikes(mover.module(source.count), mover.module(source.unit))
+            return source.moved(mover.module)
         if is_module(self.gm, node, _SCALERS):
-            return _Spikes(source.count, self.gm.get_submodule(name)(source.unit.float()).double())
+            return _Spikes(source.counts, self.gm.get_submodule(name)(source.unit.float()).double())
         if node.target in ELEMENTWISE:
             return self._elementwise(node)
         return self._reshaped(node)
 
     def _from_source(self, name: str) -> _Spikes:
-        count = self.emitted[name]
+        counts = self._emitted(name)
         theta = getattr(self.gm.get_submodule(name), "threshold", torch.ones(()))
         theta = self.thresholds.get(name, theta)
-        return _Spikes(count, per_channel(theta.to(count), count.dim()).expand_as(count))
+        theta = per_channel(theta.to(counts[0]), counts[0].dim())
+        return _Spikes(counts, theta.expand_as(counts[0]))
+
+    def _emitted(self, name: str) -> list[Tensor]:
+        return list(self.emitted[name].split(1))
 
     def _is_weighted(self, node: fx.Node) -> bool:
         return is_module(self.gm, node, (IntegerLayer, *WEIGHTED)) or node.target in WEIGHTED_CALLS
@@ -166,7 +145,8 @@ class SpikeWalk:
         macs = self._connections(node, None).item()
         cost.ann_macs += macs
         if isinstance(source, _Spikes):
-            cost.synops = cost.synops + self._connections(node, source.count)
+            each = [self._connections(node, count) for count in source.counts]
+            cost.synops = cost.synops + torch.stack(each)
         elif source is _CONSTANT:
             cost.constant_macs += macs
         else:
@@ -204,30 +184,33 @@ class SpikeWalk:
             unit = evaluate_node(self.gm, node, of_units).abs().double().expand(shape)  # by a constant
         for other in operands[1:]:
             unit = torch.maximum(unit, other.unit.expand(shape))
-        return _Spikes(sum(s.count.expand(shape) for s in operands), unit)
+        together = zip(*(s.counts for s in operands), strict=True)
+        return _Spikes([sum(count.expand(shape) for count in each) for each in together], unit)
 
     def _reshaped(self, node: fx.Node) -> Any:
         """Views, concatenation, padding, averages: apply the operator to the counts."""
 
-        def run(part: str) -> Any:
+        def run(part: Callable[[_Spikes], Any]) -> Any:
             return evaluate_node(
-                self.gm,
-                node,
-                lambda n: getattr(self.flow[n], part) if n in self.flow else self.values[n],
+                self.gm, node, lambda n: part(self.flow[n]) if n in self.flow else self.values[n]
             )
 
-        count, unit = run("count"), run("unit")  # tuples after split and chunk
+        def of_accounting(k: int) -> Any:
+            return run(lambda spikes: spikes.counts[k])
+
+        source = next(self.flow[n].counts for n in node.all_input_nodes if n in self.flow)
+        counts = [of_accounting(k) for k in range(len(source))]  # tuples after split and chunk
+        unit = run(lambda spikes: spikes.unit)
         if is_module(self.gm, node, AVERAGE_POOLS):
-            source, pool = (
-                self.flow[node.all_input_nodes[0]].count,
-                self.gm.get_submodule(str(node.target)),
-            )
-            count = _window_sums(pool, source)
-            unit = unit / _window_sums(pool, torch.ones_like(source)).clamp_min(1)  # its part
+            pool = self.gm.get_submodule(str(node.target))
+            counts = [_window_sums(pool, count) for count in source]
+            unit = unit / _window_sums(pool, torch.ones_like(source[0])).clamp_min(1)  # its part
         elif getattr(node.target, "__name__", node.target) == "mean":
-            source = self.flow[node.all_input_nodes[0]].count
-            count = count * (source.numel() / count.numel())
-        return _Spikes(count, unit)
+            counts = [
+                count * (before.numel() / count.numel())
+                for count, before in zip(counts, source, strict=True)
+            ]
+        return _Spikes(counts, unit)
 
 
 @torch.no_grad()
@@ -239,6 +222,8 @@ def pool_units(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[str, T
         values: of all its nodes, for one input.
     """
     nodes = {str(n.target): n for n in gm.graph.nodes if is_module(gm, n, (*POOLS, *SOURCES))}
+    if not any(is_module(gm, node, POOLS) for node in nodes.values()):
+        return {}
     silent = {name: torch.zeros_like(values[node]).double() for name, node in nodes.items()}
     walk = SpikeWalk(gm, values, silent)
     walk.run()

@@ -67,6 +67,8 @@ def test_bursts_of_any_size(backend):
     assert_counted(dispatch.count_outputs(backend, numbers, None, True), numbers)
     numbers = torch.arange(-128, 128, dtype=torch.int8).view(2, 4, 32)
     assert_counted(dispatch.count_outputs(backend, numbers, None, True), numbers)
+    many = torch.randint(-128, 128, (3, 200, 7, 300), dtype=torch.int8)  # more than a byte holds
+    assert_counted(dispatch.count_outputs(backend, many, None, True), many)
     for given in (numbers, numbers.long(), numbers.double()):
         assert torch.equal(count_events(given).double(), events_of(numbers))
 

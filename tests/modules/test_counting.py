@@ -56,15 +56,20 @@ def test_it_counts_as_the_slow_reference(backend, signed, terms, layout):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_blocks_and_spikes_are_counted(backend, monkeypatch):
+@pytest.mark.parametrize("channels", [16, 48])  # a block holds whole sets of 16 channels
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_many_blocks_and_spikes_are_counted(backend, channels, layout, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    z = 40 * torch.randn(40, 2, 16, 70, 40)
-    node = CountingNode([torch.full((16,), 0.1)], 127, 0.5, None, True, step_mode="m")
-    plain = BurstIFNode(1.0, 127, 0.5, None, True, step_mode="m")
+    z = 40 * torch.randn(40, 2, channels, 70, 40)
+    z = z.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, (40, 2))
+    scale, shift = 0.2 * torch.rand(channels), torch.randn(channels)
+    shift[0] = 1000  # as many spikes as there may be
+    node = CountingNode([scale], 127, 0.5, shift, True, step_mode="m")
+    plain = BurstIFNode(1.0, 127, 0.5, shift, True, step_mode="m")
     set_backend(node, backend)
     node.count_spikes = True
     with torch.no_grad():
-        counts, wanted = node(z), plain(z * 0.1)
+        counts, wanted = node(z), plain(z * scale.view(-1, 1, 1))
     assert torch.equal(counts.float(), wanted)
     if node.spike_counts is not None:
         assert torch.equal(node.spike_counts.per_step, counts.abs().long().flatten(1).sum(1).double())

@@ -7,7 +7,8 @@ from torch import nn
 from sj_burst import simulate, synops
 from sj_burst.simulation.fan_out import fan_out
 from sj_burst.simulation.spikes import count_spikes
-from sj_burst.simulation.walk import pool_units, values_of
+from sj_burst.simulation.values import values_of
+from sj_burst.simulation.walk import pool_units
 from sj_burst.utils.inputs import Inputs
 from tests.networks import resnet, vgg
 
