@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .team import threads_here
 
-__all__ = ["BLOCK", "divide", "jit", "repeats", "rows_of", "spread"]
+__all__ = ["BLOCK", "divide", "has_nan", "jit", "repeats", "rows_of", "spread"]
 
 BLOCK = 1024  # neurons whose state stays in the first-level cache through all time steps
 GRAIN = 1 << 15  # inputs per thread below which another thread costs more than it saves
@@ -38,6 +38,15 @@ def spread(target, values, inner, first):  # type: ignore[no-untyped-def]
             run = min(size - filled, back)
             target[filled : filled + run] = target[filled - back : filled - back + run]
         filled += run
+
+
+@jit
+def has_nan(values):  # type: ignore[no-untyped-def]
+    """Whether a row has a NaN in it."""
+    found = False
+    for j in range(len(values)):
+        found |= values[j] != values[j]
+    return found
 
 
 @jit

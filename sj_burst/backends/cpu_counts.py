@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu_blocks import BLOCK, divide, jit, repeats, rows_of, spread
+from .cpu_blocks import BLOCK, divide, has_nan, jit, repeats, rows_of, spread
 from .cpu_events import Tally, add_block, add_counts, counts_spikes
 from .layout import flat_parameters, memory_order, restore, samples_first
 from .result import BurstResult
@@ -20,8 +20,8 @@ from .team import side_by_side
 __all__ = ["count_multi_step"]
 
 
-# No input makes a NaN of whole numbers; a picture with one has no right answer.
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+# Zeros of either sign are the same number of spikes.
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz"})
 def _fire(  # type: ignore[no-untyped-def]
     xs, scales, ys, others, shifts, vs, sents, least, most, ns
 ):
@@ -101,6 +101,9 @@ def _count(  # type: ignore[no-untyped-def]
                 if (t + 1) % room == 0 or t + 1 == len(out):
                     add_block(fired_block, first, size, totals)
                     fired_block[:] = 0
+        if counts is not None and has_nan(vs):  # of which no count tells
+            counts[:] = np.nan
+            totals[:] = np.nan
 
 
 def _in_order(x_seq: Tensor, order: list[int]) -> Tensor:

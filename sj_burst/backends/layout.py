@@ -92,11 +92,11 @@ def image_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
 def _flat_parameter(
     value: Tensor, shape: Sequence[int], order: list[int], dtype: torch.dtype
 ) -> tuple[Tensor, int]:
-    alike = value.numel() == 1 or (value.numel() > 1 and not any(value.stride()))
-    if alike and not needs_grad(value):
-        return value.to(dtype).as_strided((1,), (1,)), 1
-    full = value.to(dtype).expand(shape).permute(order)
-    moving = [d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) != 0]
+    full = value.to(dtype).expand(shape)
+    moves = [size > 1 and stride != 0 for size, stride in zip(full.shape, full.stride(), strict=True)]
+    if not any(moves) and full.numel() and not needs_grad(value):  # one for all, as most are
+        return full.as_strided((1,), (1,)), 1
+    full, moving = full.permute(order), [d for d, before in enumerate(order) if moves[before]]
     if not needs_grad(value):  # a gradient is wanted for every neuron
         first, end = (moving[0], moving[-1] + 1) if moving else (0, 0)
         own = full[tuple(slice(None if first <= d < end else 1) for d in range(full.dim()))]

@@ -160,7 +160,7 @@ def spike_costs(
         name: torch.ones(len(cost), dtype=torch.float64, device=cost.device, requires_grad=True)
         for name, cost in costs.items()
     }
-    emitted = {name: torch.zeros_like(fan) for name, fan in fans.items()}
+    emitted = {name: [torch.zeros_like(fan)] for name, fan in fans.items()}
     with torch.enable_grad():
         walk = SpikeWalk(gm, values, emitted, x.sequence, thresholds)
         walk.run()

@@ -80,7 +80,8 @@ def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
         if is_module(gm, node, (*SOURCES, *POOLS))
     }
     with torch.enable_grad():
-        costs = SpikeWalk(gm, values, emitted, x.sequence).run().values()
+        each = {name: [events] for name, events in emitted.items()}
+        costs = SpikeWalk(gm, values, each, x.sequence).run().values()
         total = sum((torch.as_tensor(cost.synops).sum() for cost in costs), torch.zeros(()))
     return FanOut(
         _gradients(total, emitted),

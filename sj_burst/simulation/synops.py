@@ -129,7 +129,8 @@ def count_operations(
         steps_run: how many steps a sample took on average, if some left early.
     """
     gm = graph_of(snn)
-    costs = SpikeWalk(gm, values, spikes, varying).run()
+    emitted = {name: events.split(1) for name, events in spikes.items()}
+    costs = SpikeWalk(gm, values, emitted, varying).run()
     if isinstance(readout := getattr(snn, "readout", None), ReadOut):
         costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
     layers = {}

@@ -1,6 +1,6 @@
 """From the spikes that neurons emit to the operations that they cause in the layers behind them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class SpikeWalk:
     Args:
         gm: the graph of a converted network.
         values: of all its nodes, for one input.
-        emitted: events of every layer that emits some, by K accountings ``[K, ...]``.
+        emitted: by each of K accountings the events of every layer that emits some ``[1, ...]``.
         varying: the network's input changes from step to step.
         thresholds: in place of those of the neurons.
     """
@@ -74,7 +74,7 @@ class SpikeWalk:
         self,
         gm: fx.GraphModule,
         values: Mapping[fx.Node, Any],
-        emitted: Mapping[str, Tensor],
+        emitted: Mapping[str, Sequence[Tensor]],
         varying: bool = False,
         thresholds: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class SpikeWalk:
         if is_module(self.gm, node, POOLS):
             module = self.gm.get_submodule(name)
             unit = getattr(module, "pool", module)(source.unit)
-            return _Spikes(self._emitted(name), unit)
+            return _Spikes(list(self.emitted[name]), unit)
         if is_module(self.gm, node, (RepeatOverTime, AffineScale)):
             return source
         if is_module(self.gm, node, BATCH_NORMS):
@@ -127,14 +127,11 @@ class SpikeWalk:
         return self._reshaped(node)
 
     def _from_source(self, name: str) -> _Spikes:
-        counts = self._emitted(name)
+        counts = list(self.emitted[name])
         theta = getattr(self.gm.get_submodule(name), "threshold", torch.ones(()))
         theta = self.thresholds.get(name, theta)
         theta = per_channel(theta.to(counts[0]), counts[0].dim())
         return _Spikes(counts, theta.expand_as(counts[0]))
-
-    def _emitted(self, name: str) -> list[Tensor]:
-        return list(self.emitted[name].split(1))
 
     def _is_weighted(self, node: fx.Node) -> bool:
         return is_module(self.gm, node, (IntegerLayer, *WEIGHTED)) or node.target in WEIGHTED_CALLS
@@ -146,7 +143,7 @@ class SpikeWalk:
         cost.ann_macs += macs
         if isinstance(source, _Spikes):
             each = [self._connections(node, count) for count in source.counts]
-            cost.synops = cost.synops + torch.stack(each)
+            cost.synops = cost.synops + torch.stack(each).double()
         elif source is _CONSTANT:
             cost.constant_macs += macs
         else:
@@ -224,7 +221,7 @@ def pool_units(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[str, T
     nodes = {str(n.target): n for n in gm.graph.nodes if is_module(gm, n, (*POOLS, *SOURCES))}
     if not any(is_module(gm, node, POOLS) for node in nodes.values()):
         return {}
-    silent = {name: torch.zeros_like(values[node]).double() for name, node in nodes.items()}
+    silent = {name: [torch.zeros_like(values[node]).double()] for name, node in nodes.items()}
     walk = SpikeWalk(gm, values, silent)
     walk.run()
     flows = {name: walk.flow[node] for name, node in nodes.items() if is_module(gm, node, POOLS)}

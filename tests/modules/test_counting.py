@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,19 @@ def test_many_blocks_and_spikes_are_counted(backend, channels, layout, monkeypat
         bits = np.array([bin(n).count("1") for n in range(128)])[counts.abs().int().numpy()]
         events = torch.stack([counts.abs(), torch.from_numpy(bits), counts != 0]).double().sum((1, 2))
         assert torch.equal(node.spike_counts.per_neuron, events)
+
+
+def test_what_is_no_number_is_told_of():
+    pytest.importorskip("numba")
+    shift = torch.zeros(16)
+    shift[3] = math.nan
+    node = CountingNode([torch.ones(16)], 4, 0.5, shift, step_mode="m")
+    set_backend(node, "numba")
+    node.count_spikes = True
+    with torch.no_grad():
+        node(torch.ones(3, 2, 16, 30, 10))
+    assert not node.spike_counts.per_neuron.isfinite().all()
+    assert not node.spike_counts.per_step.isfinite().any()
 
 
 @settings(deadline=None)

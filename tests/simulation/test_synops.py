@@ -7,6 +7,7 @@ from spikingjelly.activation_based import ann2snn, functional, neuron
 from torch import nn
 
 from sj_burst import simulate
+from sj_burst.simulation.spikes import count_spikes
 from sj_burst.simulation.synops import synops
 from tests.networks import resnet, vgg
 
@@ -418,3 +419,33 @@ def test_operations_of_samples_that_leave_early():
     stayed = simulate(snn, [torch.rand(16, 3)], 8, progress=False)
     held = 3 * 8  # the first layer
     assert left.operations.macs - held == (stayed.operations.macs - held) / 8 == 2 * 8
+
+
+def test_indices_and_factors_made_of_sizes(convert):
+    """What depends on the size of the input, not on its numbers, is what it is."""
+
+    class Sized(nn.Module):
+        def __init__(self, moved):
+            super().__init__()
+            self.first, self.second, self.moved = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3), moved
+
+        def forward(self, x):
+            return self.second(self.moved(self.first(x).relu()))
+
+    def reversed_channels(y):
+        return y[:, torch.arange(y.size(1) - 1, -1, -1)]
+
+    def scaled(y):
+        pooled = nn.functional.max_pool2d(y * (torch.arange(1, y.size(-1) + 1) / 8), 2)
+        return pooled.repeat(1, 1, 2, 2)
+
+    x = torch.randn(8, 2, 10, 10)
+    snn = convert(Sized(reversed_channels), [x], calibration="none")
+    with torch.no_grad(), count_spikes(snn) as counter:
+        snn.run(x, 4)
+    spikes = next(iter(counter.per_neuron.values()))[:1].float().flip(1)
+    ones = torch.ones(6, 4, 3, 3, dtype=torch.float64)
+    wanted = nn.functional.conv2d(spikes.double(), ones).sum().item() / 8
+    assert synops(snn, [x], 4).synops == pytest.approx(wanted)
+    snn = convert(Sized(scaled), [x], calibration="none")
+    assert synops(snn, [x], 4).layers["second"].synops > 0
