@@ -14,7 +14,8 @@ of "rate_distortion" within B of the ANN's energy; with --burst-allocation sensi
 own Γ, of which that of the setting is the mean. Prints points below the ANN and agreement, energy as a
 share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
 torchvision; on two cores a setting of SqueezeNet takes about four minutes, and an epoch of --distil one
-or two.
+or two. With --rounding it prints by layer what rounding to --weight-bits adds to the error of the
+currents, beside that of counts in T steps, and ends.
 """
 
 import argparse
@@ -157,6 +158,38 @@ def converted(
     )
 
 
+@torch.no_grad()
+def rounding_errors(
+    ann: nn.Module, x: list[Tensor], setting: Setting
+) -> Iterator[tuple[str, float, float]]:
+    """By layer the squared errors of its mean currents, as shares of their variance.
+
+    That of spikes in place of activations, and that of rounded weights. Nothing is calibrated, so that
+    with and without rounding the thresholds are the same.
+    """
+    options = dataclasses.replace(setting.options(), calibration="none")
+    rounded = sj_burst.convert(ann, x, options)
+    snn = sj_burst.convert(ann, x, dataclasses.replace(options, weight_bits=None))
+    inputs: dict[tuple[nn.Module, str], Tensor] = {}
+
+    def noted(net: nn.Module, name: str) -> Any:
+        return lambda _, given, __: inputs.__setitem__((net, name), given[0])
+
+    layers = {n: m for n, m in snn.graph.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    for name in layers:
+        for net in (ann, snn.graph):
+            net.get_submodule(name).register_forward_hook(noted(net, name))
+    ann(x[0])
+    snn.run(x[0], setting.time_steps)
+    for name, layer in layers.items():
+        a = inputs[ann, name]
+        y = inputs[snn.graph, name].unflatten(0, (-1, len(x[0]))).mean(0)
+        wanted, out = layer(a), layer(y)
+        errors = (out - wanted, rounded.graph.get_submodule(name)(y) - out)
+        spikes, weights = (error.square().mean().item() / wanted.var().item() for error in errors)
+        yield name, spikes, weights
+
+
 def measured(
     result: sj_burst.SimulationResult, answers: Tensor, ann_accuracy: float
 ) -> dict[str, float]:
@@ -185,6 +218,7 @@ def main() -> None:
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration photos")
     p.add_argument("--distil", type=int, default=0, help="epochs of distillation")
     p.add_argument("--weight-lr", type=float, default=2e-4, help="of distillation")
+    p.add_argument("--rounding", action="store_true", help="what few bits add to the errors of layers")
     p.set_defaults(calibration_images=256, test_images=500)
     args = p.parse_args()
 
@@ -204,6 +238,15 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     kinds = (args.settings, args.weight_bits, args.energy_budget, args.burst_allocation)
     chosen = list(itertools.product(*kinds))
+    if args.rounding:
+        for steps, *others in chosen:
+            setting = Setting(*map(int, steps.split(":")), *others, args.distil)
+            print(f"{setting}: squared errors of the currents, as shares of their variance")
+            photos = batches(pixels[0::2][: args.calibration_images], PIXELS[args.pixels])
+            for layer, spikes, weights in rounding_errors(ann, photos, setting):
+                share = f"{100 * weights / spikes:.1f} % of it" if spikes else ""
+                print(f"{layer:36s} spikes {spikes:.5f}   weights {weights:.5f}   {share}")
+        return
     for number, (steps, *others) in itertools.product(range(args.draws), chosen):
         setting = Setting(*map(int, steps.split(":")), *others, args.distil)
         generator = torch.Generator().manual_seed(args.seed + number)
