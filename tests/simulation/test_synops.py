@@ -428,15 +428,17 @@ def test_indices_and_factors_made_of_sizes(convert):
         def __init__(self, moved):
             super().__init__()
             self.first, self.second, self.moved = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3), moved
+            self.register_buffer("order", torch.arange(3, -1, -1).view(1, 4, 1, 1))
+            self.register_buffer("factor", torch.arange(1.0, 9.0).view(1, 1, 1, 8) / 8)
 
         def forward(self, x):
-            return self.second(self.moved(self.first(x).relu()))
+            return self.second(self.moved(self, self.first(x).relu()))
 
-    def reversed_channels(y):
-        return y[:, torch.arange(y.size(1) - 1, -1, -1)]
+    def reversed_channels(net, y):
+        return y.gather(1, net.order.expand(y.size(0), -1, y.size(2), y.size(3)))
 
-    def scaled(y):
-        pooled = nn.functional.max_pool2d(y * (torch.arange(1, y.size(-1) + 1) / 8), 2)
+    def scaled(net, y):
+        pooled = nn.functional.max_pool2d(y * net.factor.expand(y.size(0), -1, -1, -1), 2)
         return pooled.repeat(1, 1, 2, 2)
 
     x = torch.randn(8, 2, 10, 10)
