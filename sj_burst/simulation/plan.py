@@ -18,9 +18,9 @@ class Plan(NamedTuple):
     chunk: int
 
 
-# Rows are folded: steps × samples. On a CPU the largest activation of a chunk stays below the size
-# from which memory comes fresh from the system, page by page, at every allocation.
-BYTES_ON_CPU = 16_000_000
+# Rows are folded: steps × samples. On a CPU what an operator reads and writes stays near the caches,
+# and below the size from which memory comes fresh from the system, page by page, at every allocation.
+BYTES_ON_CPU = 32_000_000
 ROWS_ON_CPU = 512
 STEPS_ON_CPU = 8
 ROWS_ON_GPU = 16384  # more rows are no faster
@@ -46,17 +46,16 @@ def plan_run(
     """
     if not values:
         return Plan(len(x), 1)
-    largest = _largest(values)
     chunk = 1 if chunk is None and early_exit is not None else chunk
     if x.device.type == "cpu":
-        most = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // largest[-1]))
+        most = max(1, min(ROWS_ON_CPU, BYTES_ON_CPU // _read_and_written(values)))
         chunk = chunk or min(time_steps, STEPS_ON_CPU, most)
         parts = -(-len(x) * min(chunk, STEPS_ON_CPU) // most)
         return Plan(-(-len(x) // parts), chunk)
     most = ROWS_ON_GPU
     if x.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(x.device)
-        most = min(most, int(free / 4 / sum(largest)))
+        most = min(most, int(free / 4 / _largest(values)))
     samples = max(1, min(len(x), most))
     return Plan(samples, chunk or max(1, min(time_steps, most // samples)))
 
@@ -71,7 +70,17 @@ def steps_at_once(samples: int) -> int:
     return max(1, ROWS_OF_WHOLE_BATCHES // samples)
 
 
-def _largest(values: Mapping[fx.Node, Any]) -> list[int]:
-    """Bytes of the largest values of one sample in one step, which may exist side by side."""
-    tensors = [value for value in values.values() if isinstance(value, Tensor)]
-    return [max(1, size) for size in sorted(t.numel() * t.element_size() for t in tensors)[-4:]]
+def _read_and_written(values: Mapping[fx.Node, Any]) -> int:
+    """Most bytes of a value of one sample in one step, together with the largest that it is made of."""
+    size = {node: _bytes(value) for node, value in values.items()}
+    inputs = {node: max((size.get(n, 0) for n in node.all_input_nodes), default=0) for node in size}
+    return max(1, *(size[node] + inputs[node] for node in size))
+
+
+def _largest(values: Mapping[fx.Node, Any]) -> int:
+    """Bytes of the four largest values of one sample in one step, which may exist side by side."""
+    return max(1, sum(sorted(map(_bytes, values.values()))[-4:]))
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
