@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -303,7 +304,8 @@ def count_multi_step(
         max_spikes: Γ.
         shift: constant input current; broadcasts to one step.
         sent: spike count so far, ``None`` for unsigned spikes.
-        count: ask for the number of spikes, which the torch backend does not count.
+        count: ask for the number of spikes, which the torch backend does not count; where a potential
+            is NaN it says that they are.
 
     Returns:
         Counts in int8 ``[T, N, ...]``, state after the last step, and the spikes if they were counted.
@@ -325,7 +327,11 @@ def count_multi_step(
     for step in zip(*terms, strict=True):
         n, v, sent = functional.count_step(step, v, scales, max_spikes, shift, sent)
         outputs.append(n)
-    return BurstResult(torch.stack(outputs), v, sent)
+    y_seq, spikes = torch.stack(outputs), None
+    if count and not torch.compiler.is_compiling() and v.isnan().any():  # of which no count tells
+        lost = torch.full(y_seq.shape, math.nan, device=y_seq.device)
+        spikes = events.count_outputs(lost, None, whole=True)
+    return BurstResult(y_seq, v, sent, spikes)
 
 
 def _counting_steps(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..utils.outputs import at_least_single
+from .layout import by_stride
 
 __all__ = ["ACCOUNTINGS", "SpikeCounts", "count_events", "count_outputs"]
 
@@ -129,8 +130,7 @@ def _sum_over_samples(x: Tensor, single: bool) -> Tensor:
     fast = single and x.device.type == "cpu" and x.numel() > 0
     if not fast or torch.is_autocast_enabled("cpu"):
         return x.sum(0, dtype=torch.float64)
-    strides = x.stride()
-    order = sorted(range(1, x.dim()), key=lambda d: -strides[d])  # as it lies in memory
+    order = [d + 1 for d in by_stride(x.stride()[1:])]
     rows = x.permute(0, *order)
     flat = rows.reshape(len(x), -1)
     total = (flat.new_ones(1, len(x)) @ flat).double()

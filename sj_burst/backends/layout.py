@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..functional import needs_grad
 
 __all__ = [
+    "by_stride",
     "check_pool_input",
     "flat_parameters",
     "flat_state",
@@ -48,11 +49,18 @@ def memory_order(x_seq: Tensor) -> tuple[Tensor, list[int]]:
         >>> memory_order(x.expand(5, 2, 3, 4, 4))[1]
         [0, 2, 3, 1]
     """
-    return _reorder(x_seq, _by_stride(x_seq.stride()[1:]))
+    return _reorder(x_seq, by_stride(x_seq.stride()[1:]))
 
 
-def _by_stride(strides: Sequence[int]) -> list[int]:
-    """Dimensions by falling stride, by hand: torch.compile sorts no numbers that may change."""
+def by_stride(strides: Sequence[int]) -> list[int]:
+    """Dimensions by falling stride, as they lie in memory.
+
+    By hand: torch.compile sorts no numbers that may change.
+
+    Example:
+        >>> by_stride(torch.empty(2, 3, 4).mT.stride())
+        [0, 2, 1]
+    """
     order: list[int] = []
     for d, stride in enumerate(strides):
         place = len(order)

@@ -2,18 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from ..modules.pooling import WINDOWED_POOLS
 from .operators import ACTIVATIONS, samples_apart, samples_together
 from .trace import is_module
 
 __all__ = ["one_row_a_sample"]
-
-
-_POOLS = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-)
 
 
 def one_row_a_sample(gm: fx.GraphModule, values: dict[fx.Node, Any], samples: int) -> None:
@@ -31,7 +26,7 @@ def one_row_a_sample(gm: fx.GraphModule, values: dict[fx.Node, Any], samples: in
     """
     source = next(n for n in gm.graph.nodes if n.op == "placeholder")
     for node in list(gm.graph.nodes):
-        pools = is_module(gm, node, _POOLS)
+        pools = is_module(gm, node, WINDOWED_POOLS)
         x = values.get(node.args[0]) if node.args else None
         if not (pools or is_module(gm, node, ACTIVATIONS)) or not isinstance(x, Tensor):
             continue

@@ -15,6 +15,7 @@ from .temporal import TemporalModule, check_state_shape, first_step
 __all__ = [
     "MAX_POOLS",
     "POOLING_RULES",
+    "WINDOWED_POOLS",
     "GatedPool",
     "LIPool",
     "MaxOver",
@@ -74,10 +75,11 @@ _KINDS: dict[type[nn.Module], _Kind] = {
     nn.AdaptiveMaxPool2d: _Kind(2, F.adaptive_max_pool2d, nn.AdaptiveAvgPool2d),
     nn.AdaptiveMaxPool3d: _Kind(3, F.adaptive_max_pool3d, nn.AdaptiveAvgPool3d),
 }
-MAX_POOLS = (
+WINDOWED_POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, MaxOver),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
+MAX_POOLS = (*WINDOWED_POOLS, MaxOver)
 
 
 def _kind_of(pool: nn.Module) -> _Kind:

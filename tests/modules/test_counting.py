@@ -81,12 +81,12 @@ def test_many_blocks_and_spikes_are_counted(backend, channels, layout, monkeypat
         assert torch.equal(node.spike_counts.per_neuron, events)
 
 
-def test_what_is_no_number_is_told_of():
-    pytest.importorskip("numba")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_number_is_told_of(backend):
     shift = torch.zeros(16)
     shift[3] = math.nan
     node = CountingNode([torch.ones(16)], 4, 0.5, shift, step_mode="m")
-    set_backend(node, "numba")
+    set_backend(node, backend)
     node.count_spikes = True
     with torch.no_grad():
         node(torch.ones(3, 2, 16, 30, 10))
