@@ -72,15 +72,20 @@ def steps_at_once(samples: int) -> int:
 
 def _read_and_written(values: Mapping[fx.Node, Any]) -> int:
     """Most bytes of a value of one sample in one step, together with the largest that it is made of."""
-    size = {node: _bytes(value) for node, value in values.items()}
+    size = _sizes(values)
     inputs = {node: max((size.get(n, 0) for n in node.all_input_nodes), default=0) for node in size}
     return max(1, *(size[node] + inputs[node] for node in size))
 
 
 def _largest(values: Mapping[fx.Node, Any]) -> int:
     """Bytes of the four largest values of one sample in one step, which may exist side by side."""
-    return max(1, sum(sorted(map(_bytes, values.values()))[-4:]))
+    return max(1, sum(sorted(_sizes(values).values())[-4:]))
 
 
-def _bytes(value: Any) -> int:
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+def _sizes(values: Mapping[fx.Node, Any]) -> dict[fx.Node, int]:
+    """Bytes of what there is of every sample; parameters are there once."""
+    return {
+        node: value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+        for node, value in values.items()
+        if node.op != "get_attr"
+    }

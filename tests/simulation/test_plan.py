@@ -47,6 +47,15 @@ def test_counts_in_bytes_leave_room_for_more_samples():
     assert integers.samples > floats.samples
 
 
+def test_parameters_are_not_of_a_sample():
+    found = values((10,), (10,))
+    last = list(found)[-1]
+    with last.graph.inserting_before(last):
+        weight = last.graph.get_attr("weight")
+    last.args = (*last.args, weight)
+    assert plan(found | {weight: torch.empty(BYTES_ON_CPU)}) == plan(found)
+
+
 def test_a_sample_that_is_too_large_runs_alone_in_few_steps():
     huge = plan(values((BYTES_ON_CPU // 8,), (BYTES_ON_CPU // 8,)))
     assert huge == (1, 1)
