@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..graph.evaluate import record
 from ..graph.operators import WEIGHTED
+from ..graph.readout import clipped_outputs
 from ..graph.trace import is_module
 from ..graph.units import Shapes, count_units
 from ..modules.bounded import BoundedActivation
@@ -39,6 +40,7 @@ def calibrate_layers(
     fits: Iterable[Callable[[Layer], None]],
     *,
     device: torch.device,
+    readout: nn.Module | None = None,
     progress: bool = True,
     memory: int | None = None,
 ) -> None:
@@ -57,6 +59,7 @@ def calibrate_layers(
         time_steps: T.
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
+        readout: what is applied to the mean output; ``None`` for nothing.
         progress: show a progress bar.
         memory: bytes for what is kept; ``None`` for an eighth of the memory that is free.
     """
@@ -69,6 +72,7 @@ def calibrate_layers(
     reset_net(gm)
     sources, costs = current_sources(gm, values), _costs(gm, values)
     shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
+    clipped = set() if readout is None else clipped_outputs(gm, readout, values)
     del values
     plan = _plan(gm, sources)
     bar = tqdm(
@@ -84,7 +88,7 @@ def calibrate_layers(
         for node in costs:
             ann.evaluate(node)
             if node in sources:
-                _fit(node, sources[node], ann, snn, shapes, fits)
+                _fit(node, sources[node], ann, snn, shapes, fits, node in clipped)
             if node not in plan.refitted:
                 snn.evaluate(node)
             for value in plan.freed.get(node, []):
@@ -140,6 +144,7 @@ def _fit(
     snn: Activations,
     shapes: Shapes,
     fits: Iterable[Callable[[Layer], None]],
+    clipped: bool,
 ) -> None:
     """Fit a neuron, or an affine module after the last neuron."""
     module, affine = snn.module(node), source.affine
@@ -171,6 +176,7 @@ def _fit(
         time_steps=snn.folds[0].steps,
         device=snn.device,
         bounded=isinstance(ann.module(node), nn.Hardtanh | BoundedActivation),
+        clipped=clipped and neuron is None,
         unit=unit,
     )
     for fit in fits:

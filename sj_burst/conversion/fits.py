@@ -23,7 +23,7 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
 
     repeated, because a neuron answers a change of its bias only in part. The bias is carried by the
     neuron's ``shift``, a constant current, which exists for residual sums and shared layers too; the
-    last affine module takes it itself.
+    last affine module takes it itself. (Where a ReLU of the read-out follows, φ and a are its values.)
 
     Source: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks
     calibration", ICML 2021.
@@ -38,7 +38,8 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
         elif layer.affine is not None:
             channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
             add_bias(layer.affine, channel_mean(channel_first))
-            return  # affine: one round is exact
+            if not layer.clipped:
+                return  # affine: one round is exact
 
 
 def correct_potential(layer: Layer, rounds: int = 3) -> None:

@@ -32,6 +32,7 @@ class Layer:
         time_steps: T.
         device: where the network runs; the values above are on the CPU.
         bounded: whether the activation has an upper bound, which fixes the threshold.
+        clipped: whether what is below zero is as good as zero: a ReLU of the read-out follows.
         unit: what a count of ``affine``'s input weighs; ``None`` if it is not made of counts.
         gram: of ``affine``'s inputs, once it was asked for.
     """
@@ -47,15 +48,22 @@ class Layer:
     time_steps: int
     device: torch.device
     bounded: bool = False
+    clipped: bool = False
     unit: Tensor | None = None
     gram: Tensor | None = None
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether only what is above zero counts; a leaky activation tells its input on either side."""
+        return self.clipped if self.neuron is None else self.neuron.negative_slope is None
 
     def rates(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean weighted output over T, and the ANN's activation, of every batch."""
         for z, a in zip(self.evaluate(), self.targets, strict=True):
             z, fold = z.to(self.device), TimeFold(self.time_steps, len(a))
             rate = time_mean(z, fold) if self.neuron is None else mean_output(self.neuron, z, fold)
-            yield rate, a.to(self.device)
+            a = a.to(self.device)
+            yield (rate.relu(), a.relu()) if self.clipped else (rate, a)
 
     def mean_error(self) -> Tensor:
         """Mean over samples of target minus rate, in the shape of one sample."""

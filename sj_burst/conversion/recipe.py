@@ -384,6 +384,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 options.time_steps,
                 [named[name] for name in fits],
                 device=snn.device,
+                readout=snn.readout,
                 progress=self.progress,
             )
         if options.weight_bits is not None:  # those that no fit has seen

@@ -23,8 +23,10 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     with the mean spike input ȳ of the calibrated prefix, the ANN's activation a, the mean s̄ of a
     residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The first iteration fits the
     ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
-    (each such step cannot raise the loss); where a leaky activation follows, the first is all. The
-    published method runs Adam on the activation; this closed form is our own variant. Other layers
+    (each such step cannot raise the loss); where a leaky activation follows, the first is all. A last
+    layer that a ReLU of the read-out clips is fitted likewise, with λ larger by 10/3: few images activate
+    each of its outputs. The published method runs Adam on the activation; this closed form is our own
+    variant. Other layers
     (transposed, three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even
     kernel, more than 8192 inputs per output) keep their weights, and so do layers before a neuron whose
     current is right already: to 30 dB, a squared error of a thousandth of its variance.
@@ -36,6 +38,7 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         return
     groups = getattr(module, "groups", 1)
     gram = input_gram(layer, groups)
+    ridge = _CLIPPED_RIDGE * ridge if layer.clipped else ridge
     penalty = gram.diagonal(dim1=1, dim2=2).clone()
     penalty[:, :-1] = ridge * penalty[:, :-1].mean(1, keepdim=True)
     penalty[:, -1] *= 1e-6  # the bias is not penalised
@@ -44,9 +47,7 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     if factor is None:  # nothing to go by
         return
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
-    # A leaky activation tells its input on either side.
-    one_sided = layer.neuron is not None and layer.neuron.negative_slope is None
-    for iteration in range(iterations if one_sided else 1):
+    for iteration in range(iterations if layer.one_sided else 1):
         moment, missing = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.
         weight = _grouped(module.weight, groups).double()
@@ -136,6 +137,7 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
         return gradient(x, module.weight.shape, rows, *options)
 
 
+_CLIPPED_RIDGE = 10 / 3  # times λ
 _RIGHT = 1e-3  # of the variance
 _IMAGES = 64  # that tell whether a layer is
 _CHUNK_BYTES = 2**24  # of inputs

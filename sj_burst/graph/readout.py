@@ -4,14 +4,15 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..utils.inputs import join, rows
-from ..utils.outputs import map_tensors
+from ..utils.outputs import map_tensors, tensors_of
 from .evaluate import depends_on_input, record
 from .trace import describe
 
-__all__ = ["ReadOut", "split_readout"]
+__all__ = ["ReadOut", "clipped_outputs", "split_readout"]
 
 _PLUMBING = {f"Tensor.{name}" for name in ("__getitem__", "clone", "float", "round", "to", "size")}
 
@@ -93,6 +94,44 @@ def split_readout(
     gm.graph.lint()
     gm.recompile()
     return gm, readout
+
+
+@torch.no_grad()
+def clipped_outputs(
+    gm: fx.GraphModule, readout: nn.Module, values: Mapping[fx.Node, Any]
+) -> set[fx.Node]:
+    """Values that only the read-out reads, and of them what is negative as zero: it begins with a ReLU.
+
+    Args:
+        gm: the graph of a converted network.
+        readout: what is applied to its mean outputs; it is tried on examples of either sign.
+        values: of the graph's nodes, for a few images.
+
+    Example:
+        >>> gm = fx.symbolic_trace(nn.Identity())
+        >>> values = {node: torch.randn(2, 3) for node in gm.graph.nodes}
+        >>> len(clipped_outputs(gm, nn.ReLU(), values)), len(clipped_outputs(gm, nn.Tanh(), values))
+        (1, 0)
+    """
+    output = next(iter(reversed(gm.graph.nodes)))
+    nested, found = output.args[0], set[fx.Node]()
+    _map_nodes(lambda node, _: found.add(node), nested)
+
+    def real(node: fx.Node) -> bool:
+        return isinstance(values[node], Tensor) and values[node].is_floating_point()
+
+    def answer(clipped: fx.Node | None, sign: int) -> Any:
+        def given(node: fx.Node, _: Any) -> Any:
+            value = sign * values[node] if real(node) else values[node]
+            return value.clamp_min(0) if node is clipped else value
+
+        return list(tensors_of(readout(_map_nodes(given, nested))).values())
+
+    def ignored(node: fx.Node) -> bool:
+        pairs = [zip(answer(node, sign), answer(None, sign), strict=True) for sign in (1, -1)]
+        return all(torch.equal(one, other) for pair in pairs for one, other in pair)
+
+    return {n for n in found if real(n) and set(n.users) == {output} and ignored(n)}
 
 
 class _Split:

@@ -7,7 +7,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 
 import sj_burst
-from sj_burst.graph.readout import ReadOut
+from sj_burst.graph.readout import ReadOut, clipped_outputs
 from sj_burst.utils.outputs import map_tensors, tensors_of
 
 EXACT = {"calibration": "none", "threshold": "mse", "max_spikes": 256}
@@ -402,6 +402,50 @@ def test_the_last_activation_may_wait_for_the_mean(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.answer(x, 6), waiting.answer(x, 6), strict=True))
     found = sj_burst.report(waiting, net, [x])
     assert [layer.name for layer in found.layers] == list(waiting.neurons())
+
+
+@torch.no_grad()
+def test_calibration_of_what_the_read_out_clips_looks_at_what_is_left(monkeypatch):
+    """Biases are not spent on what is below zero; weights: see test_ridge."""
+    torch.manual_seed(0)
+    net, x = Pooled(), torch.randn(64, 2, 8, 8)
+    h = F.relu(net.a(x))
+    h = h[:, :, 1:-1, 1:-1] + F.relu(net.b(h))
+    net.c.bias -= net.c(h).mean((0, 2, 3)) + net.c(h).std((0, 2, 3)) / 2  # mostly inactive
+    wanted = net.c(h)
+
+    def errors(calibration):
+        """Of what follows the ReLU: mean square, and mean of the worst channel."""
+        options = dict(progress=False, max_spikes=1, time_steps=2, output="potential")
+        snn = sj_burst.convert(net, [x], calibration=calibration, **options)
+        currents = []
+        snn.graph.get_submodule("c").register_forward_hook(lambda m, i, o: currents.append(o))
+        snn.run(x, 2)
+        error = torch.cat(currents).view(2, *wanted.shape).mean(0).relu() - wanted.relu()
+        return error.square().mean(), error.mean((0, 2, 3)).abs().max()
+
+    found = {name: errors(name) for name in ("light", "advanced")}
+    monkeypatch.setattr("sj_burst.conversion.calibration.clipped_outputs", lambda *_: set())
+    for name, (square, offset) in found.items():
+        blind_square, blind_offset = errors(name)
+        assert offset < 0.4 * blind_offset and square < 1.05 * blind_square
+
+
+def test_what_a_read_out_clips():
+    gm = torch.fx.GraphModule({}, torch.fx.Graph())
+    x = gm.graph.placeholder("x")
+    parts = [gm.graph.call_function(torch.mul, (x, k)) for k in (1, 2, 3, 4)]
+    more = gm.graph.call_function(torch.mul, (parts[3], 5))
+    gm.graph.output({"a": parts[0], "b": parts[1], "c": [parts[2], parts[3]], "e": more})
+    values = {n: torch.randn(6, 3) for n in gm.graph.nodes}
+
+    class Read(nn.Module):
+        def forward(self, given):
+            (c, d), a, b = given["c"], given["a"], given["b"]
+            return F.relu(a).mean(1), [b.exp(), F.relu(b)], (c + 1).relu(), F.relu(d), given["e"]
+
+    assert clipped_outputs(gm, Read(), values) == {parts[0]}  # d is read by e, too
+    assert clipped_outputs(gm, nn.Identity(), values) == set()
 
 
 def test_the_only_activation_stays_a_neuron():

@@ -37,9 +37,11 @@ def make(kind, residual):
     return module, inputs, wanted, residuals, targets
 
 
-def refit(module, inputs, wanted, residuals, targets, iterations, neuron=True):
+def refit(module, inputs, wanted, residuals, targets, iterations, neuron=True, clipped=False):
     node, device = BurstIFNode() if neuron else None, torch.device("cpu")
-    layer = Layer("x", node, module, list, inputs, wanted, residuals, targets, 1, device)
+    layer = Layer(
+        "x", node, module, list, inputs, wanted, residuals, targets, 1, device, clipped=clipped
+    )
     with torch.no_grad():
         refit_weights(layer, RIDGE, iterations)
 
@@ -115,6 +117,20 @@ def loss_of(x, z, s, old, penalty, weight, bias):
         out = row @ weight + bias
         total += (out - wanted) ** 2 if wanted + residual > 0 else max(out + residual, 0.0) ** 2
     return total
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_what_the_read_out_clips_is_fitted_as_before_a_neuron(kind, monkeypatch):
+    monkeypatch.setattr("sj_burst.conversion.ridge._CLIPPED_RIDGE", 1.0)
+    module, *values = make(kind, residual=False)
+    old = module.weight, module.bias
+    found = {}
+    for last, clipped in ((False, False), (True, True), (True, False)):
+        module.weight, module.bias = old
+        refit(module, *values, iterations=4, neuron=not last, clipped=clipped)
+        found[last, clipped] = torch.cat([module.weight.flatten(), module.bias])
+    assert torch.equal(found[True, True], found[False, False])
+    assert not torch.allclose(found[True, False], found[True, True])
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
