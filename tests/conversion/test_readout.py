@@ -445,7 +445,7 @@ def test_what_a_read_out_clips():
             return F.relu(a).mean(1), [b.exp(), F.relu(b)], (c + 1).relu(), F.relu(d), given["e"]
 
     assert clipped_outputs(gm, Read(), values) == {parts[0]}  # d is read by e, too
-    assert clipped_outputs(gm, nn.Identity(), values) == set()
+    assert clipped_outputs(gm, nn.Identity(), {n: v.abs() for n, v in values.items()}) == set()
 
 
 def test_the_only_activation_stays_a_neuron():
