@@ -104,8 +104,9 @@ def clipped_outputs(
 
     Args:
         gm: the graph of a converted network.
-        readout: what is applied to its mean outputs; it is tried on examples of either sign.
-        values: of the graph's nodes, for a few images.
+        readout: what is applied to its mean outputs; it is tried on numbers of either sign, and on
+            negative ones alone, which tells a ReLU from an argmax.
+        values: of the graph's nodes for a few images, for the shapes.
 
     Example:
         >>> gm = fx.symbolic_trace(nn.Identity())
@@ -120,18 +121,24 @@ def clipped_outputs(
     def real(node: fx.Node) -> bool:
         return isinstance(values[node], Tensor) and values[node].is_floating_point()
 
-    def answer(clipped: fx.Node | None, sign: int) -> Any:
+    def answer(clipped: fx.Node | None, ends: tuple[float, float]) -> Any:
         def given(node: fx.Node, _: Any) -> Any:
-            value = sign * values[node] if real(node) else values[node]
-            return value.clamp_min(0) if node is clipped else value
+            value = values[node]
+            if not real(node):
+                return value
+            tried = torch.linspace(*ends, value.numel()).view_as(value).to(value)
+            return tried.clamp_min(0) if node is clipped else tried
 
         return list(tensors_of(readout(_map_nodes(given, nested))).values())
 
     def ignored(node: fx.Node) -> bool:
-        pairs = [zip(answer(node, sign), answer(None, sign), strict=True) for sign in (1, -1)]
+        pairs = [zip(answer(node, ends), answer(None, ends), strict=True) for ends in _TRIED]
         return all(torch.equal(one, other) for pair in pairs for one, other in pair)
 
     return {n for n in found if real(n) and set(n.users) == {output} and ignored(n)}
+
+
+_TRIED = ((-1.0, 1.0), (1.0, -1.0), (-1.0, -0.1))  # from the first to the last number
 
 
 class _Split:

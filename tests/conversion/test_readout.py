@@ -445,7 +445,32 @@ def test_what_a_read_out_clips():
             return F.relu(a).mean(1), [b.exp(), F.relu(b)], (c + 1).relu(), F.relu(d), given["e"]
 
     assert clipped_outputs(gm, Read(), values) == {parts[0]}  # d is read by e, too
-    assert clipped_outputs(gm, nn.Identity(), {n: v.abs() for n, v in values.items()}) == set()
+
+
+@pytest.mark.parametrize(
+    ("read", "clips"),
+    [
+        (lambda y: F.relu(y).mean((2, 3)), True),
+        (lambda y: F.relu6(y).flatten(1), True),
+        (lambda y: y, False),
+        (lambda y: F.leaky_relu(y), False),
+        (lambda y: y.softmax(1), False),
+        (lambda y: y.argmax(1), False),
+        (lambda y: y.amax((2, 3)), False),
+        (lambda y: (y / y.sum()).sqrt(), False),  # NaN
+    ],
+)
+@pytest.mark.parametrize("sign", [0.0, 1.0, -1.0])
+def test_which_read_outs_clip(read, clips, sign):
+    class Read(nn.Module):
+        def forward(self, y):
+            return read(y)
+
+    gm = torch.fx.symbolic_trace(nn.Identity())
+    values = {n: sign * torch.rand(2, 3, 4, 4) for n in gm.graph.nodes}
+    assert bool(clipped_outputs(gm, Read(), values)) is clips
+    whole = {n: v.long() for n, v in values.items()}
+    assert not clipped_outputs(gm, nn.ReLU(), whole)
 
 
 def test_the_only_activation_stays_a_neuron():
