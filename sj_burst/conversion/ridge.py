@@ -26,10 +26,10 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
     (each such step cannot raise the loss); where a leaky activation follows, the first is all. A last
     layer that a ReLU of the read-out clips is fitted likewise, with a λ of 10/3 that size: few images
     activate each of its outputs. The published method runs Adam on the activation; this closed form is
-    our own variant. Other layers
-    (transposed, three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even
-    kernel, more than 8192 inputs per output) keep their weights, and so do layers before a neuron whose
-    current is right already: to 30 dB, a squared error of a thousandth of its variance.
+    our own variant. Other layers (transposed, three-dimensional, ``padding_mode`` other than zeros,
+    ``padding="same"`` of an even kernel, more than 8192 inputs per output) keep their weights, and so do
+    layers before a neuron whose current is right already: to 30 dB, a squared error of a thousandth of
+    its variance.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """

@@ -132,7 +132,10 @@ def clipped_outputs(
         return list(tensors_of(readout(_map_nodes(given, nested))).values())
 
     def ignored(node: fx.Node) -> bool:
-        pairs = [zip(answer(node, ends), answer(None, ends), strict=True) for ends in _TRIED]
+        try:
+            pairs = [zip(answer(node, ends), answer(None, ends), strict=True) for ends in _TRIED]
+        except (IndexError, RuntimeError, ValueError):  # it wants other numbers: covariances, indices, …
+            return False
         return all(torch.equal(one, other) for pair in pairs for one, other in pair)
 
     return {n for n in found if real(n) and set(n.users) == {output} and ignored(n)}

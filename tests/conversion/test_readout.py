@@ -458,6 +458,7 @@ def test_what_a_read_out_clips():
         (lambda y: y.argmax(1), False),
         (lambda y: y.amax((2, 3)), False),
         (lambda y: (y / y.sum()).sqrt(), False),  # NaN
+        (torch.linalg.cholesky, False),  # raises for what is not positive definite
     ],
 )
 @pytest.mark.parametrize("sign", [0.0, 1.0, -1.0])
