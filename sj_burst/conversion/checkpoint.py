@@ -14,7 +14,6 @@ from ..network import InputKind, SpikingNetwork
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
 from ..utils.inputs import bind
-from ..utils.outputs import tensors_of
 from .assemble import assemble, encoder_names, new_neuron
 from .contents import architecture, network_contents, read_contents
 from .prepare import prepare
@@ -62,8 +61,8 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
 
     Args:
         path: a file that :func:`save` wrote; read with ``weights_only=True``.
-        ann: a network of the architecture that was converted; its weights do not matter, and it
-            stays as it is.
+        ann: a network of the architecture that was converted; its weights do not matter, nor does
+            their precision unless it is mixed, and it stays as it is.
 
     Returns:
         The spiking network in eval mode, on the CPU.
@@ -93,7 +92,7 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
         )
     content = read_contents(path)
     example = _example(content)
-    stand_in = _stand_in(ann, example)
+    stand_in = _stand_in(ann, _precision(content))
     try:
         return _build(stand_in, content, example)
     except (IndexError, RuntimeError, ValueError) as error:
@@ -105,25 +104,29 @@ def load(path: str | os.PathLike[str], ann: nn.Module) -> SpikingNetwork:
 
 def _example(content: dict[str, Any]) -> Any:
     """Two samples of the shapes and precision that the file names; several inputs by their names."""
-    state = content["state_dict"]
-    real = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    precision = _precision(content)
     generator = torch.Generator().manual_seed(0)
-    example = {
-        name: torch.rand(2, *shape, generator=generator).to(real if dtype.is_floating_point else dtype)
-        for name, (shape, dtype) in content["inputs"].items()
-    }
+    example = {}
+    for name, (shape, dtype) in content["inputs"].items():
+        dtype = precision or dtype if dtype.is_floating_point else dtype
+        example[name] = torch.rand(2, *shape, generator=generator).to(dtype)
     return example if len(example) > 1 else next(iter(example.values()))
 
 
-def _stand_in(ann: nn.Module, example: Any) -> nn.Module:
+def _precision(content: dict[str, Any]) -> torch.dtype | None:
+    """That of the network; ``None`` if it is mixed, and then as it was converted."""
+    found = {t.dtype for t in content["state_dict"].values() if t.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _stand_in(ann: nn.Module, precision: torch.dtype | None) -> nn.Module:
     """A copy of the network on the CPU in the precision of the file: its architecture is wanted."""
     if any(t.is_meta for t in (*ann.parameters(), *ann.buffers())):
         raise ValueError(
             "ann is on the meta device, which holds no values; pass ann.to_empty(device='cpu'), whose "
             "values do not matter"
         )
-    dtype = next((t.dtype for t in tensors_of(example).values() if t.is_floating_point()), None)
-    return copy_with_plain_weights(ann).to("cpu", dtype)
+    return copy_with_plain_weights(ann).to("cpu", precision)
 
 
 def _build(ann: nn.Module, content: dict[str, Any], example: Any) -> SpikingNetwork:

@@ -59,6 +59,35 @@ def test_a_mean_over_positions_comes_back(convert, tmp_path):
         assert torch.equal(load(tmp_path / "snn.pt", ann).run(X, 3), snn.run(X, 3))
 
 
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(144, 3).double()
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().flatten(1).double())
+
+
+@torch.no_grad()
+def test_layers_of_several_precisions_come_back(convert, tmp_path):
+    ann = Mixed()
+    snn = convert(ann, [X])
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", Mixed())
+    assert torch.equal(snn.run(X, 4), again.run(X, 4))
+    assert {p.dtype for p in again.parameters()} == {torch.float32, torch.float64}
+    with pytest.raises(ValueError, match="does not fit ann"):
+        load(tmp_path / "snn.pt", Mixed().float())
+
+
+@torch.no_grad()
+def test_precision_of_the_file_counts_where_it_is_one(convert, tmp_path):
+    snn = convert(vgg(), [X]).double()
+    save(snn, tmp_path / "snn.pt")
+    again = load(tmp_path / "snn.pt", vgg())
+    assert torch.equal(snn.run(X.double(), 4), again.run(X.double(), 4))
+
+
 def test_infinite_bursts_come_back_with_gradients_on(convert, tmp_path):
     snn = convert(vgg(), [X], max_spikes=math.inf, threshold="max", calibration="none")
     save(snn, tmp_path / "snn.pt")
