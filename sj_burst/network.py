@@ -20,7 +20,7 @@ from .utils.inputs import Inputs, as_inputs, bind
 from .utils.layout import channels_last
 from .utils.outputs import RunningMean, map_tensors
 
-__all__ = ["InputKind", "Presentation", "SpikingNetwork"]
+__all__ = ["InputKind", "Presentation", "SpikingNetwork", "check_converted"]
 
 
 class InputKind(NamedTuple):
@@ -180,15 +180,35 @@ class SpikingNetwork(nn.Module, base.StepModule):
         """Where the network is."""
         return device_of(self)
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the first input; ``()`` if it is not known."""
-        return next((kind.shape for kind in self.inputs.values()), ())
+    def example(self, samples: int = 1, frames: int | None = None) -> Inputs:
+        """Zeros of the sizes that calibration has seen, in the network's precision, where it is.
 
-    @property
-    def input_dtype(self) -> torch.dtype:
-        """Type of the first input."""
-        return next((kind.dtype for kind in self.inputs.values()), torch.float32)
+        Args:
+            samples: how many.
+            frames: of a sequence of so many; ``None`` for inputs that are held.
+
+        Example:
+            >>> import sj_burst
+            >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+            >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False).double()
+            >>> snn.example(2).value
+            tensor([[0., 0., 0.],
+                    [0., 0., 0.]], dtype=torch.float64)
+        """
+        found = self._precisions()
+        precision = next(iter(found)) if len(found) == 1 else None  # mixed: as it was converted
+        leading = (samples,) if frames is None else (samples, frames)
+        shown = {
+            name: torch.zeros(
+                *leading,
+                *kind.shape,
+                dtype=precision or kind.dtype if kind.dtype.is_floating_point else kind.dtype,
+                device=self.device,
+            )
+            for name, kind in self.inputs.items()
+        }
+        one = next(iter(shown.values())) if len(shown) == 1 else shown
+        return Inputs(one, sequence=frames is not None)
 
     def forward(self, *x: Tensor, **named: Tensor) -> Any:
         """One step of ``[N, ...]`` in step mode ``"s"``, all steps of ``[T, N, ...]`` in ``"m"``.
@@ -326,13 +346,16 @@ class SpikingNetwork(nn.Module, base.StepModule):
             )
 
     def _check_precision(self, dtype: torch.dtype) -> None:
-        computed = {p.dtype for p in self.graph.parameters() if p.is_floating_point()}
+        computed = self._precisions()
         if computed and dtype not in computed:
             wanted = ", ".join(sorted(map(str, computed)))
             raise ValueError(
                 f"the network computes in {wanted}, got an input of {dtype}; convert one of them, with "
                 f".to({wanted.split(',')[0]}) say"
             )
+
+    def _precisions(self) -> set[torch.dtype]:
+        return {p.dtype for p in self.graph.parameters() if p.is_floating_point()}
 
     def temporal_modules(self) -> list[TemporalModule]:
         """The modules that carry state from step to step."""
@@ -356,3 +379,33 @@ class SpikingNetwork(nn.Module, base.StepModule):
         if isinstance(self.readout, ReadOut):
             rows.append(f"  then, of the mean output: {self.readout!r}")
         return "\n".join([head, *rows])
+
+
+def check_converted(snn: object, by: str, remedy: str = "", *, folded: bool = False) -> None:
+    """Raise unless a network is one that BurstRecipe converted.
+
+    Args:
+        snn: what was passed.
+        by: who wants it.
+        remedy: what else to do with others.
+        folded: it may be a network whose weights hold its thresholds.
+
+    Raises:
+        TypeError: for other networks.
+        ValueError: for one whose weights hold its thresholds.
+
+    Example:
+        >>> check_converted(nn.Linear(2, 2), "report")
+        Traceback (most recent call last):
+        TypeError: report wants a network converted by BurstRecipe, got Linear
+    """
+    if not isinstance(snn, SpikingNetwork):
+        others = f"; {remedy}" if remedy else ""
+        raise TypeError(
+            f"{by} wants a network converted by BurstRecipe, got {type(snn).__name__}{others}"
+        )
+    if snn.folded and not folded:
+        raise ValueError(
+            f"{by} wants a network as it was converted, and the weights of this one hold its thresholds "
+            "already; pass the converted network that it was made of"
+        )

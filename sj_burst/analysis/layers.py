@@ -15,7 +15,7 @@ from ..graph.trace import activation_names, copy_with_plain_weights, is_module, 
 from ..modules.neuron import neurons
 from ..modules.pooling import MAX_POOLS
 from ..modules.temporal import time_sum
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..simulation.plan import steps_at_once
 from ..utils.checks import check_count, check_network
 from ..utils.inference import eval_mode, forward_hooks
@@ -84,10 +84,7 @@ def layer_means(
         >>> layers["1"].current.shape, out.shape
         (torch.Size([16, 4]), torch.Size([16, 2]))
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"a network converted by BurstRecipe is wanted, got {type(snn).__name__}")
-    if snn.folded:
-        raise ValueError("the network's weights hold its thresholds; pass the converted network")
+    check_converted(snn, "the comparison with the ANN")
     check_network(ann=ann)
     check_count(time_steps=time_steps)
     check_loader(loader)

@@ -234,8 +234,7 @@ def _least_budget(
     """What the layers that no spike reaches cost in T steps, as a share of the ANN's energy."""
     quick = given.changed(calibration="none", burst_allocation="uniform")
     snn = convert(ann, calibration[:1], quick, progress=False)
-    found = fan_out(snn, Inputs(calibration[0][0])[:1])
-    return lambda time_steps: (found.macs + found.varying_macs * time_steps) / found.ann_macs
+    return fan_out(snn, Inputs(calibration[0][0])[:1]).share
 
 
 def _nothing(time_steps: int) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from ..graph.fuse import unfused
 from ..graph.readout import ReadOut
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..options import Options
 from ..simulation.operations import Operations
 from ..simulation.spikes import count_spikes
@@ -164,10 +164,7 @@ def report(
         >>> found.advice[0].option
         'potential'
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"report wants a network converted by BurstRecipe, got {type(snn).__name__}")
-    if snn.folded:
-        raise ValueError("the network's weights hold its thresholds; pass the converted network")
+    check_converted(snn, "report")
     if (ann is None) != (loader is None):
         raise ValueError(
             "report measures errors with both ann and loader, and got only one; pass both, or "

@@ -10,7 +10,7 @@ from ..functional import per_channel
 from ..graph.check import why_held
 from ..graph.trace import activation_names, copy_with_plain_weights
 from ..modules.neuron import BurstIFNode
-from ..network import InputKind, SpikingNetwork
+from ..network import InputKind, SpikingNetwork, check_converted
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
 from ..utils.inputs import bind
@@ -43,11 +43,7 @@ def save(snn: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         Traceback (most recent call last):
         TypeError: save wants a network converted by BurstRecipe, got Linear; ...
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(
-            f"save wants a network converted by BurstRecipe, got {type(snn).__name__}; "
-            "use torch.save(net.state_dict(), path) for others"
-        )
+    check_converted(snn, "save", "use torch.save(net.state_dict(), path) for others", folded=True)
     if snn.folded:
         raise ValueError(
             "the network's weights hold its thresholds, and load builds networks from their ANN; save "

@@ -34,12 +34,11 @@ class ThresholdBudget:
 
     Args:
         snn: the network, before its layers are calibrated; its thresholds are set.
-        x: one sample, for the shapes.
+        x: one sample, for the shapes; a sequence if the input will change from step to step.
         statistics: of the activations, by name.
         sensitivity: of the same.
         transfers: T, Γ and v0 of the neurons, by name.
         budget: what a sample may cost, as a share of the ANN's energy.
-        varying: the network will be shown inputs that change from step to step.
 
     Raises:
         ValueError: if what no spike reaches costs more than the budget.
@@ -53,7 +52,6 @@ class ThresholdBudget:
         sensitivity: Sensitivity,
         transfers: Mapping[str, Transfer],
         budget: float,
-        varying: bool = False,
     ) -> None:
         self.time_steps = snn.options.time_steps
         found = fan_out(snn, x)
@@ -70,8 +68,8 @@ class ThresholdBudget:
             )
             for name, one in statistics.items()
         }
-        self.budget = found.spikes_within(budget, self.time_steps, varying)
-        self.share, self.target, self.excess = budget, self.budget, 0.0
+        self.allowed = found.spikes_within(budget, self.time_steps)
+        self.budget, self.target, self.excess = budget, self.allowed, 0.0
         self.tried: list[_Tried] = []
 
     def spend(self, snn: SpikingNetwork) -> None:
@@ -94,13 +92,13 @@ class ThresholdBudget:
         """
         measured = max(synops(snn, batches, self.time_steps).synops, 1e-30)
         self.tried.append(_Tried(self.target, measured))
-        guess = self.target * self.budget / measured
-        low = max((t.target for t in self.tried if t.measured <= self.budget), default=0.0)
-        high = min((t.target for t in self.tried if t.measured > self.budget), default=math.inf)
+        guess = self.target * self.allowed / measured
+        low = max((t.target for t in self.tried if t.measured <= self.allowed), default=0.0)
+        high = min((t.target for t in self.tried if t.measured > self.allowed), default=math.inf)
         if 0 < low < high < math.inf and not low < guess < high:  # calibration may do more than follow
             guess = math.sqrt(low * high)
         self.target = guess
-        return abs(measured / self.budget - 1) <= _CLOSE
+        return abs(measured / self.allowed - 1) <= _CLOSE
 
     def forget(self) -> None:
         """What was measured is of another network than what will be."""
@@ -108,18 +106,19 @@ class ThresholdBudget:
 
     def settle(self) -> None:
         """Aim as was best: the most within the budget, else the least."""
-        within = [tried for tried in self.tried if tried.measured <= (1 + _CLOSE) * self.budget]
+        within = [tried for tried in self.tried if tried.measured <= (1 + _CLOSE) * self.allowed]
         best = max(within, key=_measured) if within else min(self.tried, key=_measured)
         self.target = best.target
-        self.excess = 0.0 if within else best.measured / self.budget - 1
+        self.excess = 0.0 if within else best.measured / self.allowed - 1
 
     def warn_of_excess(self) -> None:
         """Say so if no thresholds that were tried keep within the budget."""
         if self.excess > _TOLD:
             warnings.warn(
-                f"energy_budget={self.share}: spikes cost {100 * self.excess:.0f} % more than it leaves "
-                "for them, however coarse the thresholds; those of encoders cannot be saved, nor can "
-                "bounded activations go beyond their bound; take another coding or a smaller max_spikes",
+                f"energy_budget={self.budget}: spikes cost {100 * self.excess:.0f} % more than it "
+                "leaves for them, however coarse the thresholds; those of encoders cannot be saved, nor "
+                "can bounded activations go beyond their bound; take another coding or a smaller "
+                "max_spikes",
                 stacklevel=2,
             )
 

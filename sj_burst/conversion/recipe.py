@@ -395,16 +395,19 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         work, options = self._open, self.options
         assert options.energy_budget is not None  # it comes with the rule
         max_spikes = {name: node.max_spikes for name, node in snn.neurons().items()}
+        one = Inputs(work.x)[:1]
+        if self.time_dim is not None:  # a frame of a sequence
+            one = Inputs(map_tensors(lambda t: t.unsqueeze(1), one.value), sequence=True)
         plan = ThresholdBudget(
             snn,
-            Inputs(work.x)[:1],
+            one,
             work.statistics,
             work.sensitivity,
             {name: self._transfer(most) for name, most in max_spikes.items()},
             options.energy_budget,
-            self.time_dim is not None,
         )
-        images = [(x.to(snn.device).value,) for x in self._images(_MEASURED)]  # a tuple is no target
+        count = min(_MEASURED, options.calibration_images)
+        images = [(x.to(snn.device).value,) for x in self._images(count)]  # a tuple is no target
         for calibrated in (False, True):
             plan.forget()
             for _ in range(_ROUNDS):
@@ -412,7 +415,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 tried = snn
                 if calibrated:
                     tried = copy.deepcopy(snn)
-                    self._fit_layers(tried, _MEASURED)
+                    self._fit_layers(tried, count)
                 if plan.correct(tried, images):
                     break
             plan.settle()

@@ -20,10 +20,9 @@ from ..modules.counting import LARGEST_INT8, CountingNode
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, plain_window
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import LIPool
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..options import Options
 from ..utils.inference import device_of
-from .unit_thresholds import example_input
 
 __all__ = ["to_integers"]
 
@@ -73,12 +72,7 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
         >>> integers.state_dict()["graph.2.weight"].dtype
         torch.int8
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(
-            f"to_integers wants a network converted by BurstRecipe, got {type(snn).__name__}"
-        )
-    if snn.folded:
-        raise ValueError("the network's weights hold its thresholds already; pass the converted network")
+    check_converted(snn, "to_integers")
     Options(weight_bits=bits)  # raises for what is no number of bits
     wanted = snn.options.weight_bits if bits is None else bits
     if wanted is None:
@@ -93,7 +87,7 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     reset_net(snn)
     net = copy.deepcopy(snn).eval()
     if bits is not None:
-        round_all(net.graph, bits, example_input(net))
+        round_all(net.graph, bits, net.example(2).value)
     _Rewriting(net, wanted).run()
     net.folded = True
     return net
@@ -133,7 +127,7 @@ class _Rewriting:
 
     def __init__(self, snn: SpikingNetwork, bits: int) -> None:
         self.gm, self.bits = snn.graph, bits
-        values = record(self.gm, example_input(snn))
+        values = record(self.gm, snn.example(2).value)
         reset_net(snn)
         self.device = device_of(snn)
         # Layers of several calls were rounded without regard to what they read.

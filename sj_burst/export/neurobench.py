@@ -9,14 +9,14 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..graph.evaluate import record
-from ..graph.operators import AVERAGE_POOLS
+from ..graph.operators import AVERAGE_POOLS, TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from ..graph.trace import is_module, unused_name
 from ..graph.units import passed_on, sends_counts
 from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..utils.checks import check_count
-from .unit_thresholds import example_input, unit_thresholds
+from .unit_thresholds import unit_thresholds
 
 __all__ = ["Bits", "ShownSpikes", "UnfoldedLayer", "to_neurobench"]
 
@@ -109,7 +109,9 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
     Raises:
         ImportError: without neurobench; ``pip install 'sj_burst[neurobench]'``.
         TypeError: for a network that was not converted.
-        ValueError: if T < 1, or Γ is infinite.
+        ValueError: if T < 1, or Γ is infinite; names every layer whose input cannot be shown as single
+            spikes: behind leaky neurons, spike calibration, interpolation, sums of counts that weigh
+            different things, or a transposed convolution, which NeuroBench does not know.
 
     Source: Yik et al., "The neurobench framework", Nature Communications 2025.
 
@@ -120,10 +122,7 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
         >>> to_neurobench(snn)(torch.rand(5, 3)).shape  # doctest: +SKIP
         torch.Size([5, 2])
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(
-            f"to_neurobench wants a network converted by BurstRecipe, got {type(snn).__name__}"
-        )
+    check_converted(snn, "to_neurobench")
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps)
     if endless := [n for n, m in snn.neurons().items() if not m.max_spikes < 2**24]:
@@ -152,7 +151,7 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
 def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
     """Put the modules above in the places of neurons, and of layers that read counts."""
     gm = unit.graph
-    values = record(gm, example_input(unit))
+    values = record(gm, unit.example(2).value)
     reset_net(unit)
     shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
     grains: dict[fx.Node, float] = {}
@@ -165,6 +164,12 @@ def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
         if is_module(gm, node, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             grain = grains.get(node.all_input_nodes[0])
             layers.setdefault(str(node.target), set()).add(grain)
+    if folded := [str(n.target) for n in gm.graph.nodes if _stays_folded(gm, n, grains)]:
+        raise ValueError(
+            f"NeuroBench would not see the single spikes that {', '.join(dict.fromkeys(folded))} read; "
+            "synops(snn, loader, T) counts them. Convert with inactivated_spikes='correct' or 'allow' "
+            "a network of ReLUs without transposed convolutions or interpolation"
+        )
     for name, found in layers.items():
         if len(found) == 1 and (grain := found.pop()) is not None:
             gm.set_submodule(name, UnfoldedLayer(gm.get_submodule(name), grain))
@@ -173,6 +178,22 @@ def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
             _show(gm, node)
     gm.recompile()
     return unit
+
+
+def _stays_folded(gm: fx.GraphModule, node: fx.Node, grains: dict[fx.Node, float]) -> bool:
+    """Whether a weighted layer reads what is made of spikes, and no grain of it is known."""
+    if not is_module(gm, node, WEIGHTED):
+        return False
+    sources, seen = list(node.all_input_nodes), set()
+    known = sources[0] in grains and not is_module(gm, node, TRANSPOSED_CONVOLUTIONS)
+    while sources and not known:
+        source = sources.pop()
+        if is_module(gm, source, BurstIFNode):
+            return True
+        if source not in seen and not is_module(gm, source, WEIGHTED):
+            seen.add(source)
+            sources += source.all_input_nodes
+    return False
 
 
 def _show(gm: fx.GraphModule, node: fx.Node) -> None:
@@ -199,7 +220,9 @@ def _grain(gm: fx.GraphModule, node: fx.Node, shapes: Any, grains: dict[fx.Node,
     if is_module(gm, node, AVERAGE_POOLS):
         window = _window(gm.get_submodule(str(node.target)), shapes[sources[0]], shapes[node])
         return None if window is None else grain / window
-    return None if is_module(gm, node, nn.Upsample) else grain
+    if is_module(gm, node, nn.Upsample):
+        return grain if gm.get_submodule(str(node.target)).mode == "nearest" else None
+    return grain
 
 
 def _window(pool: Any, before: torch.Size, after: torch.Size) -> int | None:

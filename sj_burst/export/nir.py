@@ -16,9 +16,9 @@ from ..graph.repeat import RepeatOverTime
 from ..graph.units import FLATTENING
 from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from .sinabs import SinabsNetwork, sinabs_neurons
-from .unit_thresholds import Scale, check_unsigned, example_input, unit_thresholds
+from .unit_thresholds import Scale, check_unsigned, unit_thresholds
 
 __all__ = ["from_nir", "to_nir"]
 
@@ -54,8 +54,7 @@ def to_nir(snn: SpikingNetwork) -> Any:
         >>> sorted(to_nir(snn).nodes)  # doctest: +SKIP
         ['_0', '_1', '_2', 'input', 'output']
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"to_nir wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    check_converted(snn, "to_nir")
     nir = _nir()
     check_unsigned(snn, "NIR")
     if not isinstance(snn.readout, nn.Identity):
@@ -70,7 +69,7 @@ class _Writing:
 
     def __init__(self, nir: Any, unit: SpikingNetwork) -> None:
         self.nir, self.unit, self.gm = nir, unit, unit.graph
-        values = record(self.gm, example_input(unit))
+        values = record(self.gm, unit.example(2).value)
         self.dtype = _array(next(self.gm.parameters())).dtype
         self.shapes = {n: tuple(v.shape[1:]) for n, v in values.items() if isinstance(v, Tensor)}
         self.sources: dict[fx.Node, list[str]] = {}  # the nodes of NIR whose sum a value is

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..functional import per_channel
 from ..graph.repeat import RepeatOverTime
 from ..modules.neuron import BurstIFNode
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..utils.checks import check_count
 from ..utils.outputs import map_tensors
 from .unit_thresholds import check_unsigned, unit_thresholds
@@ -102,8 +102,7 @@ def to_sinabs(snn: SpikingNetwork) -> SinabsNetwork:
         ValueError: sinabs cannot express 1 (spikes are taken back); convert with
         inactivated_spikes='allow'
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"to_sinabs wants a network converted by BurstRecipe, got {type(snn).__name__}")
+    check_converted(snn, "to_sinabs")
     check_unsigned(snn, "sinabs")
     unit = unit_thresholds(snn)
     for name, module in list(unit.graph.named_modules()):

@@ -16,9 +16,9 @@ from ..graph.trace import is_module, unused_name
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 
-__all__ = ["Scale", "check_unsigned", "example_input", "unit_thresholds"]
+__all__ = ["Scale", "check_unsigned", "unit_thresholds"]
 
 
 class Scale(nn.Module):
@@ -77,10 +77,7 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
         >>> torch.allclose(unit.run(x, 4), snn.run(x, 4), atol=1e-5)
         True
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(
-            f"unit_thresholds wants a network converted by BurstRecipe, got {type(snn).__name__}"
-        )
+    check_converted(snn, "unit_thresholds")
     reset_net(snn)
     unit = copy.deepcopy(snn).eval()
     _Folding(unit).run()
@@ -121,7 +118,7 @@ class _Folding:
 
     def __init__(self, snn: SpikingNetwork) -> None:
         self.gm: fx.GraphModule = snn.graph
-        values = record(self.gm, example_input(snn))
+        values = record(self.gm, snn.example(2).value)
         self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
         self.sizes = {n for n, v in values.items() if n.op != "output" and is_size(v)}
         reset_net(snn)
@@ -229,19 +226,3 @@ class _Folding:
             node.target = name = unused_name(self.gm, name)
         self.gm.add_submodule(name, module)
         return module
-
-
-def example_input(snn: SpikingNetwork) -> Any:
-    """Two samples of what a network takes, of zeros, by the names of its arguments.
-
-    Example:
-        >>> import sj_burst
-        >>> ann = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-        >>> snn = sj_burst.convert(ann, [torch.rand(8, 3)], progress=False)
-        >>> [x.shape for x in example_input(snn).values()]
-        [torch.Size([2, 3])]
-    """
-    return {
-        name: torch.zeros(2, *kind.shape, dtype=kind.dtype, device=snn.device)
-        for name, kind in snn.inputs.items()
-    }

@@ -8,7 +8,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor
 
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..utils import distributed
 from ..utils.checks import check_count, check_range
 from ..utils.inference import eval_mode
@@ -93,10 +93,7 @@ def fit_early_exit(
         True
     """
     check_loader(loader)
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(
-            f"fit_early_exit wants a network converted by BurstRecipe, got {type(snn).__name__}"
-        )
+    check_converted(snn, "fit_early_exit", folded=True)
     check_count(time_steps=time_steps)
     check_range(0, math.inf, max_loss=max_loss)
     early, full, samples = torch.zeros(len(_MARGINS)), torch.zeros(()), torch.zeros(())

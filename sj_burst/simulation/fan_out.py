@@ -11,7 +11,7 @@ from ..utils.inputs import Inputs
 from .operations import AC_PICOJOULES, MAC_PICOJOULES
 from .spikes import POOLS, SOURCES
 from .values import graph_of, values_of
-from .walk import SpikeWalk, pool_units
+from .walk import SpikeWalk, pool_units, readout_costs
 
 __all__ = ["FanOut", "fan_out"]
 
@@ -21,8 +21,8 @@ class FanOut(NamedTuple):
 
     Attributes:
         spikes: accumulations that one spike causes ``[1, ...]``, of every layer that emits some.
-        macs: multiply-accumulates per sample on values that are no spikes, in a held input's T steps.
-        varying_macs: the same of every step.
+        macs: multiply-accumulates per sample on values that are no spikes, once.
+        varying_macs: the same at every step.
         ann_macs: multiply-accumulates per sample of the ANN.
         pool_units: what a spike of each pooling layer weighs; see
             :func:`~sj_burst.simulation.walk.pool_units`.
@@ -34,25 +34,27 @@ class FanOut(NamedTuple):
     ann_macs: float
     pool_units: dict[str, Tensor]
 
-    def spikes_within(self, budget: float, time_steps: int, varying: bool = False) -> float:
+    def share(self, time_steps: int) -> float:
+        """What no spike reaches costs in T steps, as a share of the ANN's energy."""
+        return (self.macs + self.varying_macs * time_steps) / self.ann_macs
+
+    def spikes_within(self, budget: float, time_steps: int) -> float:
         """Accumulations per sample that a budget of energy leaves for spikes.
 
         Args:
             budget: a share of the ANN's energy.
             time_steps: T.
-            varying: the input changes from step to step, and what reads it runs at each.
 
         Raises:
             ValueError: if what no spike reaches costs more.
         """
-        held = time_steps if varying else 1
-        macs = self.macs * held + self.varying_macs * time_steps
-        if budget * self.ann_macs <= macs:
+        share = self.share(time_steps)
+        if budget <= share:
             raise ValueError(
-                f"energy_budget={budget}: the layers that no spike reaches cost "
-                f"{macs / self.ann_macs:.3f} of the ANN's energy in {time_steps} steps; allow more"
+                f"energy_budget={budget}: the layers that no spike reaches cost {share:.3f} of the "
+                f"ANN's energy in {time_steps} steps; allow more"
             )
-        return (budget * self.ann_macs - macs) * MAC_PICOJOULES / AC_PICOJOULES
+        return (budget - share) * self.ann_macs * MAC_PICOJOULES / AC_PICOJOULES
 
 
 def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
@@ -62,7 +64,7 @@ def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
 
     Args:
         snn: a converted network, or its graph; its state is reset.
-        x: of one sample, for the shapes.
+        x: of one sample, for the shapes; a sequence if the input will change from step to step.
 
     Example:
         >>> import sj_burst
@@ -81,8 +83,9 @@ def fan_out(snn: nn.Module, x: Inputs) -> FanOut:
     }
     with torch.enable_grad():
         each = {name: [events] for name, events in emitted.items()}
-        costs = SpikeWalk(gm, values, each, x.sequence).run().values()
+        costs = list(SpikeWalk(gm, values, each, x.sequence).run().values())
         total = sum((torch.as_tensor(cost.synops).sum() for cost in costs), torch.zeros(()))
+    costs += readout_costs(snn, values).values()
     return FanOut(
         _gradients(total, emitted),
         sum(cost.constant_macs for cost in costs),

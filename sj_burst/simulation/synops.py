@@ -8,8 +8,6 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..graph.evaluate import evaluate_node
-from ..graph.readout import ReadOut
 from ..utils import distributed
 from ..utils.checks import check_count
 from ..utils.inference import device_of, eval_mode
@@ -19,7 +17,7 @@ from .plan import steps_at_once
 from .spikes import SOURCES, count_spikes
 from .steps import present
 from .values import graph_of, values_of
-from .walk import LayerCost, SpikeWalk, pool_units
+from .walk import SpikeWalk, pool_units, readout_costs
 
 __all__ = ["count_operations", "synops"]
 
@@ -98,15 +96,6 @@ def synops(
         reset_net(snn)
 
 
-def _readout_costs(readout: ReadOut, mean: Any) -> dict[str, LayerCost]:
-    """What the layers of a read-out cost: they run once, on analog values."""
-    values: dict[fx.Node, Any] = {}
-    for node in readout.graph.graph.nodes:
-        given = node.op == "placeholder"  # one, of any nesting
-        values[node] = mean if given else evaluate_node(readout.graph, node, values.__getitem__)
-    return SpikeWalk(readout.graph, values, {}).run()
-
-
 @torch.no_grad()
 def count_operations(
     snn: nn.Module,
@@ -130,9 +119,7 @@ def count_operations(
     """
     gm = graph_of(snn)
     emitted = {name: events.split(1) for name, events in spikes.items()}
-    costs = SpikeWalk(gm, values, emitted, varying).run()
-    if isinstance(readout := getattr(snn, "readout", None), ReadOut):
-        costs |= _readout_costs(readout, values[next(iter(reversed(gm.graph.nodes)))])
+    costs = SpikeWalk(gm, values, emitted, varying).run() | readout_costs(snn, values)
     layers = {}
     for name, cost in costs.items():
         synops = torch.as_tensor(cost.synops).expand(len(ACCOUNTINGS)) / samples

@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from ..functional import per_channel
 from ..graph.evaluate import evaluate_node, has_tensor
 from ..graph.operators import AVERAGE_POOLS, BATCH_NORMS, ELEMENTWISE, WEIGHTED, WEIGHTED_CALLS
+from ..graph.readout import ReadOut
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes
 from .spikes import POOLS, SOURCES
 
-__all__ = ["LayerCost", "SpikeWalk", "pool_units"]
+__all__ = ["LayerCost", "SpikeWalk", "pool_units", "readout_costs"]
 
 _SCALERS = (ann2snn.modules.VoltageScaler, ann2snn.modules.ChannelVoltageScaler)
 
@@ -208,6 +209,25 @@ class SpikeWalk:
                 for count, before in zip(counts, source, strict=True)
             ]
         return _Spikes(counts, unit)
+
+
+@torch.no_grad()
+def readout_costs(snn: nn.Module, values: Mapping[fx.Node, Any]) -> dict[str, LayerCost]:
+    """What the layers of the read-out cost: they run once a sample, on the mean output.
+
+    Args:
+        snn: a converted network, or its graph, which has no read-out.
+        values: of all nodes of the graph, for one input.
+    """
+    readout = getattr(snn, "readout", None)
+    if not isinstance(readout, ReadOut):
+        return {}
+    mean = next(value for node, value in values.items() if node.op == "output")
+    own: dict[fx.Node, Any] = {}
+    for node in readout.graph.graph.nodes:
+        given = node.op == "placeholder"  # one, of any nesting
+        own[node] = mean if given else evaluate_node(readout.graph, node, own.__getitem__)
+    return SpikeWalk(readout.graph, own, {}).run()
 
 
 @torch.no_grad()

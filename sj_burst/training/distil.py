@@ -17,7 +17,7 @@ from ..conversion.weights import round_all
 from ..graph.quantised import quantised
 from ..modules.rate import RateNeuron
 from ..modules.temporal import TemporalModule, time_sum
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..options import check_energy_budget
 from ..utils.checks import check_count, check_network, check_positive, check_range
 from ..utils.inference import evaluate
@@ -36,7 +36,7 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
 
     ``"kl"`` is for class scores, one tensor ``[N, C, ...]``: the divergence of the distributions
     :math:`p = \mathrm{softmax}`, ``"mse"`` for outputs of any kind: the sum over the tensors of relative
-    squared errors, with q̄ the mean over the batch,
+    squared errors, with q̄ the mean over the batch (0 for a batch of one),
 
     .. math::
         L = \frac1N \sum_n \mathrm{KL}(p(q_n) \,\|\, p(o_n)), \qquad
@@ -85,7 +85,8 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
 def _relative_error(o: Tensor, q: Tensor) -> Tensor:
     if not q.is_floating_point():
         return torch.zeros((), device=q.device)
-    return (o - q).square().sum() / (q - q.mean(0)).square().sum().clamp_min(1e-12)
+    spread = q - q.mean(0) if len(q) > 1 else q
+    return (o - q).square().sum() / spread.square().sum().clamp_min(1e-12)
 
 
 def check_loss(kind: object) -> None:
@@ -136,7 +137,8 @@ def distil(
             will do, better shuffled and augmented.
         time_steps: T; ``None`` for the T that the network was fitted for.
         epochs: number of passes over the loader.
-        lr: of thresholds and currents, relative to θ, and of biases, relative to their size.
+        lr: of thresholds and currents, relative to θ, and of biases, relative to their size, or to that
+            of the weights where all biases are zero.
         weight_lr: of weights, relative to the size of those of their layer; 0 leaves them alone, and
             less than the default is safer with a few hundred images.
         loss: ``"kl"`` for class scores, ``"mse"`` for anything else, as for :func:`distillation_loss`.
@@ -170,10 +172,7 @@ def distil(
         >>> torch.equal(fitted.neurons()["1"].threshold, snn.neurons()["1"].threshold)
         False
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"distil wants a network converted by BurstRecipe, got {type(snn).__name__}")
-    if snn.folded:
-        raise ValueError("the network's weights hold its thresholds; pass the converted network")
+    check_converted(snn, "distil")
     check_network(ann=ann)
     check_loader(loader)
     check_loss(loss)
@@ -200,7 +199,7 @@ def distil(
     settings |= {} if energy_budget is None else {"energy_budget": energy_budget}
     run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
     if energy_budget is not None:
-        example = _example(snn, steps if time_dim is not None else None)
+        example = snn.example(frames=steps if time_dim is not None else None)
         energy = EnergyPenalty(snn, student.rates, example, energy_budget, steps, total)
         energy.price = run.extra.get("price", energy.price)
     for epoch in range(run.epoch + 1, epochs + 1):
@@ -225,19 +224,9 @@ def distil(
 def rounded_again(snn: SpikingNetwork) -> SpikingNetwork:
     """The same network, with weights of few bits rounded to the thresholds that they meet now."""
     if snn.options.weight_bits is not None:
-        round_all(snn.graph, snn.options.weight_bits, _example(snn, None).value)
+        round_all(snn.graph, snn.options.weight_bits, snn.example().value)
         reset_net(snn)
     return snn
-
-
-def _example(snn: SpikingNetwork, frames: int | None) -> Inputs:
-    """A sample of what calibration has seen, for the shapes; of so many frames if it changes."""
-    shown = {
-        name: torch.zeros(1, *(() if frames is None else (frames,)), *kind.shape, dtype=kind.dtype)
-        for name, kind in snn.inputs.items()
-    }
-    one = next(iter(shown.values())) if len(shown) == 1 else shown
-    return Inputs(one, sequence=frames is not None).to(snn.device)
 
 
 def _cosine(share: float) -> float:
@@ -252,7 +241,10 @@ def _groups(net: fx.GraphModule, lr: float, weight_lr: float) -> list[dict[str, 
         if isinstance(net.get_submodule(owner), RateNeuron):
             rate = lr
         else:
-            rate = (lr if kind == "bias" else weight_lr) * _size(parameter)
+            size = _size(parameter)
+            if kind == "bias" and size == 0:
+                size = _size(getattr(net.get_submodule(owner), "weight", parameter))
+            rate = (lr if kind == "bias" else weight_lr) * size
         parameter.requires_grad_(rate > 0)
         if rate > 0:
             groups.append({"params": [parameter], "lr": rate})

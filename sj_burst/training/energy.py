@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
+from ..modules.encoding import CompensatedRateEncoder, PoissonEncoder, RateEncoder
 from ..modules.rate import RateNeuron
 from ..network import SpikingNetwork
 from ..simulation.fan_out import fan_out
@@ -62,13 +63,19 @@ class EnergyPenalty:
     ) -> None:
         self.time_steps, self.price = time_steps, _FIRST_PRICE
         self.gain = min(max(_GAIN / updates, _LEAST_GAIN), _MOST_GAIN)
-        self.share, self.spent = budget, 0.0
+        self.budget, self.spent = budget, 0.0
         found = fan_out(snn, x)
-        self.budget = _MARGIN * found.spikes_within(budget, time_steps)
+        self.allowed = _MARGIN * found.spikes_within(budget, time_steps)
         self._fans = {name: fan.float() for name, fan in found.spikes.items()}
-        self._units = {name: unit.float() for name, unit in found.pool_units.items()}
+        # What a spike weighs in the mean outputs of poolings and encoders, which tell how many it were.
+        units = found.pool_units | {
+            name: module.threshold.detach()
+            for name, module in snn.graph.named_modules()
+            if isinstance(module, (CompensatedRateEncoder, PoissonEncoder, RateEncoder))
+        }
+        self._units = {name: unit.float() for name, unit in units.items()}
         self._neurons = {n: m for n, m in rates.named_modules() if isinstance(m, RateNeuron)}
-        self._pooled: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
         for module in self._neurons.values():
             module.keep_count = True
         for name in self._units:
@@ -76,14 +83,14 @@ class EnergyPenalty:
 
     def _keep(self, name: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
-            self._pooled[name] = out
+            self._means[name] = out
 
         return hook
 
     def __call__(self) -> Tensor:
         """The penalty of the last forward pass; the price goes on."""
         counts = {name: module.count for name, module in self._neurons.items()}
-        for name, out in self._pooled.items():
+        for name, out in self._means.items():
             unit = per_channel(self._units[name], out.dim())
             some = unit > 0  # else no window is there
             counts[name] = torch.where(
@@ -101,7 +108,7 @@ class EnergyPenalty:
             for name, count in counts.items()
             if count is not None
         ]
-        spent = sum(costs[1:], costs[0]) / self.budget
+        spent = sum(costs[1:], costs[0]) / self.allowed
         self.spent = spent.item()
         penalty = self.price * self.spent**_AT_ONCE * spent
         price = self.price * self.spent**self.gain
@@ -113,7 +120,7 @@ class EnergyPenalty:
         over = self.spent * _MARGIN - 1
         if over > 0.03:
             warnings.warn(
-                f"energy_budget={self.share}: spikes still cost {100 * over:.0f} % more than it leaves "
+                f"energy_budget={self.budget}: spikes still cost {100 * over:.0f} % more than it leaves "
                 "for them; take more epochs, or start from a network converted with this budget",
                 stacklevel=3,
             )

@@ -61,7 +61,8 @@ def train_threshold_scale(
         progress: show a progress bar.
 
     Returns:
-        The non-dominated candidates by falling Ω, ``model`` itself being among those considered.
+        The non-dominated candidates by falling Ω, ``model`` being among those considered, with the mean
+        of its scales for all layers if ``share_scale``.
         ``model.load_state_dict(candidate.state_dict)`` gives the network to convert with
         ``threshold="trained"``.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..graph.readout import ReadOut
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.inputs import Inputs, call
@@ -150,15 +150,17 @@ def finetune(
         >>> torch.equal(tuned.graph.get_submodule("0").weight, snn.graph.get_submodule("0").weight)
         False
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise TypeError(f"finetune wants a network converted by BurstRecipe, got {type(snn).__name__}")
-    if snn.folded:
-        raise ValueError("the network's weights hold its thresholds; pass the converted network")
+    check_converted(snn, "finetune")
     if step_mode not in ("s", "m"):
         raise ValueError(f"step_mode must be 's' or 'm', got {step_mode!r}")
     check_count(time_steps=time_steps, epochs=epochs)
     check_positive(lr=lr)
     check_time_dim(time_dim)
+    if endless := [name for name, node in snn.neurons().items() if math.isinf(node.max_spikes)]:
+        raise ValueError(
+            f"max_spikes=inf of {endless[0]!r}: finetune has gradients of bursts of a limited number; "
+            "convert with a finite max_spikes"
+        )
     reset_net(snn)
     net = copy.deepcopy(snn).eval().requires_grad_(True)
     set_step_mode(net, step_mode)

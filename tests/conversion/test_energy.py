@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sj_burst import load, save, synops
+from sj_burst import BurstRecipe, load, save, synops
 from sj_burst.conversion.energy import spike_costs
 from sj_burst.simulation.fan_out import fan_out
 from sj_burst.utils.inputs import Inputs
@@ -126,6 +126,42 @@ def test_two_inputs(convert):
     snn = convert(Two(), [batch], energy_budget=0.6, **RULE)
     found = synops(snn, [batch], 2)
     assert found.energy / found.ann_energy == pytest.approx(0.6, rel=0.1)
+
+
+class Headed(nn.Module):
+    """Half of its multiplications follow the mean output."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.body.extend([nn.ReLU(), nn.Linear(64, 64)])
+        self.head = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(self.body(x).softmax(1))
+
+
+def test_layers_of_the_read_out_are_paid_for(convert):
+    ann = Headed()
+    snn = convert(ann, [X], energy_budget=0.9, **RULE)
+    assert share(snn) < 0.9 * 1.05
+    fixed = (128 * 64 + 64 * 64) / (128 * 64 + 3 * 64 * 64)
+    with pytest.raises(ValueError, match=f"cost {fixed:.3f} of the ANN's energy"):
+        convert(ann, [X], energy_budget=0.5, **RULE)
+
+
+def test_no_more_images_than_asked_for_are_looked_at(convert, monkeypatch):
+    seen = []
+    original = BurstRecipe._images
+
+    def spied(self, count):
+        seen.append(count)
+        return original(self, count)
+
+    monkeypatch.setattr(BurstRecipe, "_images", spied)
+    convert(Wide(nn.ReLU), [X], energy_budget=0.5, calibration_images=8, **RULE)
+    assert seen and max(seen) <= 64 and seen[-1] == 8
 
 
 def test_what_cannot_be_met_is_told(convert):

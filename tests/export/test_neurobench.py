@@ -93,6 +93,35 @@ def test_its_metrics_agree_with_ours(convert, case):
     assert ActivationSparsity()(model, answer, (x, None)) == pytest.approx(1 - spikes / places)
 
 
+@pytest.mark.parametrize(
+    ("layers", "options"),
+    [
+        ((nn.LeakyReLU(0.1), nn.Conv2d(4, 2, 3)), {}),
+        ((nn.ReLU(), nn.ConvTranspose2d(4, 2, 3)), {}),
+        ((nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 2, 3)), {}),
+        ((nn.ReLU(), nn.Conv2d(4, 2, 3)), {"inactivated_spikes": "spike_calibration", "allowance": 2}),
+    ],
+)
+def test_layers_whose_bursts_would_be_seen_as_one_are_named(convert, layers, options):
+    ann, x = nn.Sequential(nn.Conv2d(2, 4, 3), *layers), torch.randn(8, 2, 8, 8)
+    snn = convert(ann, [x], calibration="none", **options)
+    with pytest.raises(ValueError, match=f"single spikes that {len(layers)} read; synops"):
+        to_neurobench(snn)
+
+
+@torch.no_grad()
+def test_nearest_neighbours_are_single_spikes(convert):
+    ann = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3), nn.ReLU()),
+        *(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 1)),  # the last one reads currents
+    )
+    x = torch.randn(8, 2, 8, 8)
+    snn = convert(ann, [x], calibration="none")
+    unfolded = _unfold(unit_thresholds(snn))
+    assert isinstance(unfolded.graph.get_submodule("3"), UnfoldedLayer)
+    torch.testing.assert_close(unfolded.answer(x, 3), snn.answer(x, 3), atol=1e-5, rtol=1e-5)
+
+
 def test_bad_input(convert):
     with pytest.raises(TypeError, match="got Linear"):
         to_neurobench(nn.Linear(2, 2))

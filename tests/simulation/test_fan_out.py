@@ -20,7 +20,18 @@ def averaged():
     )
 
 
-@pytest.mark.parametrize(("make", "channels"), [(vgg, 2), (resnet, 3), (averaged, 2)])
+class Headed(nn.Module):
+    """A layer follows the mean output."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = averaged(), nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x).softmax(1))
+
+
+@pytest.mark.parametrize(("make", "channels"), [(vgg, 2), (resnet, 3), (averaged, 2), (Headed, 2)])
 def test_spikes_times_fan_out_are_the_operations(convert, make, channels):
     x = torch.randn(8, channels, 8, 8)
     snn = convert(make(), [x], calibration="none")

@@ -32,6 +32,28 @@ def test_the_loss_against_plain_python():
     assert both.item() == pytest.approx(2 * errors.item())
 
 
+def test_a_batch_of_one_is_compared_with_its_own_size():
+    o, q = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]])
+    assert distillation_loss(o, q, "mse").item() == pytest.approx(0.1)
+
+
+def test_biases_of_zero_are_fitted(convert):
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.rand(16, 4)
+    nn.init.zeros_(ann[2].bias)
+    snn = convert(ann, [x], **COARSE)
+    fitted = distil(snn, ann, [x], epochs=2, **QUIET)
+    assert (fitted.graph.get_submodule("2").bias != 0).all()
+
+
+def test_a_network_may_change_its_precision_before(convert):
+    ann = resnet().double()
+    snn = convert(resnet(), DATA, max_spikes=4).double()
+    x = [x.double() for x in DATA]
+    fitted = distil(snn, ann, x, epochs=1, weight_lr=0, energy_budget=4.0, **QUIET)
+    assert fitted.run(x[0], 2).dtype == torch.float64
+
+
 @torch.no_grad()
 def loss_of(snn, ann, x=HELD_BACK):
     return distillation_loss(snn.run(x, 1).mean(0), ann(x)).item()
