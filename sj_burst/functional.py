@@ -68,6 +68,7 @@ def _count(
         count = torch.full_like(level, lowest)
         for step in range(int(lowest) + 1, int(max_spikes) + 1):
             count = count + surrogate(level - step)
+        count = torch.where(level.isnan(), level, count)  # of which the Heaviside function is zero
     # Not torch.maximum, which would halve the gradient of every silent neuron (count = sent = 0).
     return count if sent is None else torch.where(count < -sent, -sent, count)
 

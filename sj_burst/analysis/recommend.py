@@ -257,9 +257,9 @@ def _split(
     for x, y in batches(loader):
         x = x.to(device).value
         out = evaluate(ann, x)
-        if not isinstance(out, Tensor) or out.dim() < 2:
+        if not isinstance(out, Tensor) or out.dim() < 2 or not out.is_floating_point():
             raise ValueError(
-                "recommend compares the answers of classifiers with outputs [N, classes, ...]; for "
+                "recommend compares the answers of classifiers with scores [N, classes, ...]; for "
                 "others look at simulate(..., reference=ann).error"
             )
         answers = out.argmax(1)

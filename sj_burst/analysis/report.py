@@ -194,8 +194,8 @@ def _measured(
     with count_spikes(snn, time_steps, units) as counter, closing(layers_of) as found:
         for means, (out, wanted, with_levels) in found:
             counter.restart()  # the next batch begins with its first step
-            off = (out - wanted).double()
-            shares = (off * off, wanted.double().square(), off * (with_levels - wanted).double())
+            off, of_levels = (value.double() - wanted.double() for value in (out, with_levels))
+            shares = (off * off, wanted.double().square(), off * of_levels)
             sums += torch.tensor(
                 [len(out), *(share.sum().item() for share in shares)], dtype=torch.float64
             )

@@ -51,7 +51,7 @@ def round_layer(layer: Layer, bits: int) -> None:
     dtype, shape = module.weight.dtype, module.weight.shape
     unit = _columns(module, layer.unit, groups)  # what a count of every input weighs [G, inputs]
     weight = module.weight.detach().double().flatten(1).unflatten(0, (groups, -1)) * unit.unsqueeze(1)
-    scale = _scale(module, layer.unit, bits).double().flatten().unflatten(0, (groups, -1))
+    scale = _scale(module, layer.unit, bits).flatten().unflatten(0, (groups, -1))
     gram = input_gram(layer, groups)
     ones = unit.new_ones(groups, 1)
     units = torch.cat([unit, ones], 1)
@@ -137,7 +137,7 @@ def _columns(module: Any, unit: Tensor | None, groups: int) -> Tensor:
 
 def _scale(module: Any, unit: Tensor | None, bits: int) -> Tensor:
     """The scale of every output channel, of weights in units of counts."""
-    copied = copy.deepcopy(module)
+    copied = copy.deepcopy(module).double()
     if unit is not None:
-        scale_inputs(copied, unit)
+        scale_inputs(copied, unit.double())
     return weight_scale(copied, bits)

@@ -67,9 +67,9 @@ def integer_weights(layer: Any, bits: int, unit: Tensor | None = None) -> tuple[
         >>> q.tolist(), scale, rest < 1e-4
         ([[50, -127]], tensor([0.0100]), True)
     """
-    copied = copy.deepcopy(layer)
+    copied = copy.deepcopy(layer).double()
     if unit is not None:
-        scale_inputs(copied, unit)
+        scale_inputs(copied, unit.double())
     scale = weight_scale(copied, bits)
     levels = copied.weight.detach() / scale
     q = levels.round()
@@ -77,7 +77,7 @@ def integer_weights(layer: Any, bits: int, unit: Tensor | None = None) -> tuple[
         scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
     return (
         q.to(torch.int8 if bits <= 8 else torch.int16),
-        scale.flatten(),
+        scale.flatten().to(layer.weight.dtype),
         (levels - q).abs().max().item(),
     )
 
@@ -103,12 +103,14 @@ def round_weights(layer: Any, bits: int, unit: Tensor | None = None) -> None:
         >>> layer.weight.tolist()
         [[0.6666666865348816, -1.0]]
     """
+    wide = copy.deepcopy(layer).double()  # 1/u may be more than half precision holds
     if unit is not None:
-        scale_inputs(layer, unit)
-    scale = weight_scale(layer, bits)
-    layer.weight = nn.Parameter((layer.weight.detach() / scale).round() * scale)
+        scale_inputs(wide, unit.double())
+    scale = weight_scale(wide, bits)
+    wide.weight = nn.Parameter((wide.weight.detach() / scale).round() * scale)
     if unit is not None:
-        scale_inputs(layer, 1 / unit)
+        scale_inputs(wide, 1 / unit.double())
+    layer.weight = nn.Parameter(wide.weight.detach().to(layer.weight.dtype))
 
 
 def round_all(gm: fx.GraphModule, bits: int, x: Any) -> None:

@@ -81,7 +81,8 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
         )
     if kinds := sorted({str(p.dtype) for p in snn.graph.parameters()} - {"torch.float32"}):
         raise ValueError(
-            f"to_integers wants a network in float32, got {kinds[0]}; call snn.float() first"
+            f"to_integers wants a network in float32, got {kinds[0]}; convert it in float32, or call "
+            "snn.float() if it was converted in float32 or more"
         )
     _check_max_spikes(snn)
     reset_net(snn)

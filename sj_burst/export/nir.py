@@ -59,7 +59,8 @@ def to_nir(snn: SpikingNetwork) -> Any:
     check_unsigned(snn, "NIR")
     if not isinstance(snn.readout, nn.Identity):
         raise ValueError(
-            f"NIR cannot express what follows the mean output, {snn.readout!r}; convert without it"
+            f"NIR cannot express what follows the mean output, {snn.readout!r}; convert without it, and "
+            "with output='spikes'"
         )
     return _Writing(nir, unit_thresholds(snn)).graph()
 

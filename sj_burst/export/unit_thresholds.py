@@ -187,7 +187,7 @@ class _Folding:
         by_channel = theta.dim() == 0 or not is_module(self.gm, source, nn.Linear)
         by_channel = by_channel or (theta.dim() == 1 and len(self.shapes[source]) == 2)
         if layer and theta.dim() <= 1 and by_channel and source not in self.scales:
-            scale_outputs(self._own(source), 1 / theta)
+            scale_outputs(self._own(source), 1 / theta.double())
         else:
             self._insert(node, source, self.scales.get(source, torch.ones_like(theta)) / theta)
 

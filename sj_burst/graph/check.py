@@ -143,8 +143,8 @@ def _last_activations(gm: fx.GraphModule) -> set[fx.Node]:
     """Activations after others, with no weights, activations nor max-pooling behind them."""
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     layers = firing | {n for n in gm.graph.nodes if _has_weights(gm, n)}
-    follow, before = _reached(gm, firing), _reached(gm, layers, backward=True)
-    return {n for n in firing if is_module(gm, n, ACTIVATIONS) and n in follow and n not in before}
+    activations = {n for n in firing if is_module(gm, n, ACTIVATIONS)}
+    return (activations & _reached(gm, activations)) - _reached(gm, layers, backward=True)
 
 
 def _problems(

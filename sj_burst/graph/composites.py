@@ -306,10 +306,11 @@ def _values_only(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     """``max(x, dim)[0]`` and ``.values``, if nothing else is read."""
 
     def is_value(user: fx.Node) -> bool:
-        return (user.target, user.args[1]) in ((operator.getitem, 0), (getattr, "values"))
+        return (user.target, *user.args[1:]) in ((operator.getitem, 0), (getattr, "values"))
 
-    for unread in [user for user in node.users if not user.users]:  # as in x, _ = x.max(1)
-        gm.graph.erase_node(unread)
+    unread = [user for user in node.users if user.op != "output" and not user.users]
+    for user in unread:  # as in x, _ = x.max(1)
+        gm.graph.erase_node(user)
     readers = list(node.users)
     if not all(map(is_value, readers)):
         return

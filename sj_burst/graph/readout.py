@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class ReadOut(nn.Module):
 
     def forward(self, mean: Any) -> Any:
         """The network's answer ``[N, ...]`` for mean outputs ``[N, ...]``, which stay as they are."""
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        kept = chain(self.parameters(), self.buffers())
+        own = next((t.dtype for t in kept if t.is_floating_point()), None)
         return self.graph(map_tensors(lambda t: t.to(own) if t.is_floating_point() else t, mean))
 
     def __repr__(self) -> str:

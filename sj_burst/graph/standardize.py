@@ -83,6 +83,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
         )
     model = unwrapped(model)
     gm, decided = trace(model, x)
+    drop_assertions(gm)
     fold_constants(gm)
     name_arguments_by_place(gm)
     if decided:
@@ -409,6 +410,13 @@ def drop_identities(gm: fx.GraphModule, x: Any) -> None:
             drop = foreign and first is not None and values[node] is values[first]
         if drop:
             node.replace_all_uses_with(first)
+            gm.graph.erase_node(node)
+
+
+def drop_assertions(gm: fx.GraphModule) -> None:
+    """Leave ``torch._assert`` out: it returns nothing, and held when the network was traced."""
+    for node in list(gm.graph.nodes):
+        if node.target is torch._assert:
             gm.graph.erase_node(node)
 
 

@@ -182,7 +182,9 @@ def trace(model: nn.Module, x: Any) -> tuple[fx.GraphModule, bool]:
             placeholder.args = ()  # a default that was not taken
         else:
             _erase_with_users(graph, placeholder)  # a default, and the assertion that it is kept
-    return fx.GraphModule(tracer.root, graph), tracer.decided
+    plain = fx.Graph()  # of no tracer that has seen an example: pickle makes one without
+    plain.output(plain.graph_copy(graph, {}))
+    return fx.GraphModule(tracer.root, plain), tracer.decided
 
 
 def _runs(model: nn.Module, x: Any) -> bool:

@@ -155,15 +155,15 @@ def scale_inputs(layer: Any, scale: Tensor) -> None:
         >>> torch.allclose(layer(torch.tensor([[3.0, 2.0]])), before)
         True
     """
-    weight = layer.weight.detach()
+    groups, dims = getattr(layer, "groups", 1), layer.weight.dim()
     if scale.dim() == 0:
-        layer.weight = nn.Parameter(weight * scale)
+        columns = scale
     elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...]
-        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+        columns = scale.view(-1, *[1] * (dims - 1))
     else:  # [outputs, inputs/groups, ...]
-        groups = getattr(layer, "groups", 1)
-        columns = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1))
+        each = layer.weight.shape[0] // groups
+        columns = scale.view(groups, -1, *[1] * (dims - 2)).repeat_interleave(each, 0)
+    layer.weight = _product(layer.weight, columns)
 
 
 def scale_outputs(layer: Any, scale: Tensor) -> None:
@@ -176,13 +176,20 @@ def scale_outputs(layer: Any, scale: Tensor) -> None:
         >>> torch.allclose(layer(torch.ones(1, 2)), before * torch.tensor([1.0, 4.0]))
         True
     """
-    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
+    weight: Tensor = layer.weight
+    groups, dims = getattr(layer, "groups", 1), weight.dim()
     if scale.dim() == 0:
-        layer.weight = nn.Parameter(weight * scale)
+        rows = scale
     elif isinstance(layer, TRANSPOSED_CONVOLUTIONS):
-        rows = scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((weight.unflatten(0, (groups, -1)) * rows).flatten(0, 1))
+        each = len(weight) // groups
+        rows = scale.view(groups, -1, *[1] * (dims - 2)).repeat_interleave(each, 0)
     else:
-        layer.weight = nn.Parameter(weight * scale.view(-1, *[1] * (weight.dim() - 1)))
+        rows = scale.view(-1, *[1] * (dims - 1))
+    layer.weight = _product(weight, rows)
     if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach() * scale)
+        layer.bias = _product(layer.bias, scale)
+
+
+def _product(parameter: Tensor, scale: Tensor) -> nn.Parameter:
+    """Rounded once: 1/θ may be more than half precision holds."""
+    return nn.Parameter((parameter.detach().double() * scale.double()).to(parameter.dtype))

@@ -68,7 +68,8 @@ class RateNeuron(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[N, ...]`` to ``[N, ...]``, in units of the activation."""
-        steps, most = self.time_steps, self.max_spikes * self.time_steps
+        steps = self.time_steps
+        most = min(self.max_spikes * steps, torch.finfo(z.dtype).max)
         theta = functional.per_channel(self.threshold * self.log_scale.exp(), z.dim())
         potential = functional.per_channel(self.potential, z.dim())
         u = (z + functional.per_channel(self.shift, z.dim())) * steps / theta + potential

@@ -39,6 +39,8 @@ class Answers:
         running: RunningAnswer,
     ) -> None:
         self.samples, self.time_steps, self.wanted = samples, time_steps, wanted
+        if wanted is not None and wanted.dtype == torch.bool:  # which cannot be subtracted
+            self.wanted = wanted.float()
         self.labels = None if target is None or target.is_floating_point() else target
         self.running = running
         self.labelled = 0  # samples with a label of a class

@@ -70,6 +70,11 @@ def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
             "the network that snn was converted from"
         )
     pairs = list(zip(outs.values(), targets.values(), strict=True))
+    if kind == "mse" and not any(q.is_floating_point() for _, q in pairs):
+        raise ValueError(
+            f"loss='mse' is for real numbers, and the network returns {pairs[0][1].dtype}, which has no "
+            "gradient; distil a network that returns what these are made of"
+        )
     if kind == "mse":
         return sum((_relative_error(o, q) for o, q in pairs), torch.zeros(()))
     o, q = pairs[0]

@@ -1,5 +1,6 @@
 import math
 import os
+import pickle
 import random
 
 import pytest
@@ -86,6 +87,15 @@ def test_precision_of_the_file_counts_where_it_is_one(convert, tmp_path):
     save(snn, tmp_path / "snn.pt")
     again = load(tmp_path / "snn.pt", vgg())
     assert torch.equal(snn.run(X.double(), 4), again.run(X.double(), 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: vgg(), lambda: nn.Sequential(vgg(), nn.Softmax(1))])
+def test_pickle_brings_networks_back_too(convert, make):
+    snn = convert(make(), [X])
+    again = pickle.loads(pickle.dumps(snn))
+    assert torch.equal(snn.answer(X, 5), again.answer(X, 5))
+    assert str(again) == str(snn)
 
 
 def test_infinite_bursts_come_back_with_gradients_on(convert, tmp_path):

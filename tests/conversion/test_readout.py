@@ -478,3 +478,81 @@ def test_the_only_activation_stays_a_neuron():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     snn = sj_burst.convert(net, [torch.rand(8, 3)], output="potential", progress=False)
     assert list(snn.neurons()) == ["1"]
+
+
+def test_so_does_one_behind_max_pooling():
+    net = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten())
+    snn = sj_burst.convert(net, [torch.rand(8, 2, 8, 8)], output="potential", progress=False)
+    assert list(snn.neurons()) == ["2"]
+
+
+class Asserted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = F.relu(self.b(F.relu(self.a(x))))
+        torch._assert(y.shape[1] == 5, "five")
+        return y
+
+
+def test_assertions_keep_no_neuron_alive():
+    net, x = Asserted(), torch.randn(16, 3)
+    snn = sj_burst.convert(net, [x], output="potential", progress=False)
+    assert len(snn.neurons()) == 1
+    assert len(sj_burst.report(snn, net, [x]).layers) == 1
+
+
+class Expectation(nn.Module):
+    """Its read-out has a buffer, and no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.register_buffer("grid", torch.linspace(0, 1, 5))
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x))).softmax(1) @ self.grid
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_buffers_of_a_read_out_have_its_precision(dtype):
+    net, x = Expectation().to(dtype), torch.randn(16, 3, dtype=dtype)
+    snn = sj_burst.convert(net, [x], progress=False, max_spikes=15)
+    torch.testing.assert_close(snn.answer(x, 8), net(x), atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize("end", [lambda y: y.max(1), lambda y: {"least": torch.min(y, 1)}])
+@torch.no_grad()
+def test_maxima_with_their_places_may_be_returned(end):
+    class Net(Asserted):
+        def forward(self, x):
+            return end(self.b(F.relu(self.a(x))).softmax(1))
+
+    net, x = Net(), torch.randn(16, 3)
+    snn = sj_burst.convert(net, [x], progress=False, max_spikes=127, calibration="none")
+    (values, places), (wanted, at) = (
+        found["least"] if isinstance(found, dict) else found for found in (snn.answer(x, 8), net(x))
+    )
+    torch.testing.assert_close(values, wanted, atol=0.02, rtol=0.05)
+    assert (places == at).float().mean() > 0.8
+
+
+def test_answers_that_are_true_or_false():
+    class Net(Asserted):
+        def forward(self, x):
+            return self.b(F.relu(self.a(x))) > 0
+
+    net, x = Net(), torch.randn(16, 3)
+    snn = sj_burst.convert(net, [x], progress=False, max_spikes=127)
+    error = sj_burst.simulate(snn, [x], 4, reference=net, progress=False).error[-1]
+    with torch.no_grad():
+        wrong, right = (snn.answer(x, 4) != net(x)).sum(), net(x).sum()
+    assert error.item() == pytest.approx((wrong / right).sqrt().item())
+    sj_burst.report(snn, net, [x])
+    with pytest.raises(ValueError, match=r"returns torch\.bool, which has no gradient"):
+        sj_burst.training.distil(snn, net, [x], loss="mse", progress=False)
+    with pytest.raises(ValueError, match="classifiers with scores"):
+        sj_burst.recommend(net, [x], progress=False)

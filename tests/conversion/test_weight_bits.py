@@ -90,3 +90,29 @@ def test_training_rounds_again_to_the_thresholds_that_it_has_found(convert):
         assert integers.run(X[:2], 2).isfinite().all()
     with pytest.raises(ValueError, match="off their integers; pass weight_lr=0"):
         distil(snn, ann, data, weight_lr=1e-3, progress=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("max_spikes", [4, 255])
+def test_half_precision_rounds_as_single_does(convert, max_spikes):
+    """1/θ of a channel that is hardly active is more than half precision holds."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    ann[0].weight[0], ann[0].bias[0] = 0, 5e-5
+    options = {"max_spikes": max_spikes, "time_steps": 1, "weight_bits": 8}
+    wanted = convert(ann, [X], **options).answer(X, 1)
+    snn = convert(ann.half(), [X.half()], **options)
+    assert (snn.answer(X.half(), 1) - wanted).norm() < 0.03 * wanted.norm()
+    unit = unit_thresholds(snn).answer(X.half(), 1)
+    assert (unit - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_integers_of_another_precision(convert):
+    snn = convert(resnet().double(), [X.double()], weight_bits=8)
+    with pytest.raises(ValueError, match=r"got torch\.float64; convert it in float32, or call"):
+        to_integers(snn)
+    with torch.no_grad():
+        integers = to_integers(snn.float())
+        torch.testing.assert_close(integers.answer(X, 4), snn.answer(X, 4), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="as it was converted"):
+        to_integers(integers)

@@ -237,7 +237,7 @@ def test_what_has_no_integers_is_refused(convert):
     assert to_integers(snn, bits=8).run(x, 2).isfinite().all()
     with pytest.raises(ValueError, match=r"max_spikes=128 of '2' .* up to 127"):
         to_integers(convert(vgg(), [x], calibration="none", weight_bits=8, max_spikes=128))
-    with pytest.raises(ValueError, match=r"call snn.float\(\) first"):
+    with pytest.raises(ValueError, match=r"or call snn\.float\(\)"):
         to_integers(convert(vgg().double(), [x.double()], calibration="none", weight_bits=8))
     with pytest.raises(ValueError, match="pass the converted network"):
         to_integers(to_integers(snn, bits=8))

@@ -195,7 +195,7 @@ def test_bad_threshold(theta):
 
 def test_infinite_gamma_has_no_surrogate():
     node = BurstIFNode(max_spikes=math.inf)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="give max_spikes less"):
         node(torch.rand(1, 2, requires_grad=True))
 
 
@@ -212,3 +212,15 @@ def test_half_precision_keeps_its_potential_in_single_precision(dtype):
             node.step_mode = "s"
             single = torch.stack([node(x) for x in z])
         assert torch.equal(whole, exact.to(dtype)) and torch.equal(single, whole)
+
+
+def test_not_a_number_stays_one_with_gradients_too():
+    z = torch.tensor([[[float("nan"), 1.0]]], requires_grad=True)
+    out = BurstIFNode(threshold=0.5, max_spikes=4, step_mode="m")(z)
+    assert out.isnan().tolist() == [[[True, False]]]
+
+
+def test_so_many_levels_have_no_gradient():
+    node = BurstIFNode(threshold=0.5, max_spikes=1025, step_mode="m")
+    with pytest.raises(ValueError, match=r"max_spikes=1025 .* torch\.no_grad"):
+        node(torch.ones(1, 1, 1, requires_grad=True))
