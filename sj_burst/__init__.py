@@ -21,7 +21,8 @@ Understand
     - :mod:`plot`: accuracy over time and spikes, errors of layers, rasters, membrane potentials.
 
 Train
-    - :mod:`training`: rate norm layers and threshold scales, QCFS, temporal efficient training.
+    - :mod:`training`: distillation of a converted network, temporal efficient training, rate norm layers
+      and threshold scales, QCFS.
 
 Deploy
     - :mod:`export`: integers of 8 bits, folded weights, sinabs, NIR, NeuroBench.

@@ -53,7 +53,6 @@ def run(
     net: nn.Module, recipe: sj_burst.BurstRecipe, test: Batches, args: argparse.Namespace
 ) -> sj_burst.SimulationResult:
     snn = ann2snn.Converter(recipe, device=args.device).convert(net)
-    sj_burst.set_backend(snn, "auto")
     return sj_burst.simulate(snn, test, args.time_steps)
 
 

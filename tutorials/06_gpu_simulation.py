@@ -38,7 +38,8 @@ def seconds(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def main() -> None:
-    p = parser(__doc__)
+    images = ("--data", "--epochs", "--train-images", "--test-images", "--calibration-images")
+    p = parser(__doc__, without=images)  # random numbers and weights will do
     gpu = torch.cuda.is_available() and is_installed("cupy")
     p.set_defaults(device="cuda" if gpu else "cpu")
     p.add_argument("--network", choices=NETWORKS, default="vgg16" if gpu else "small")

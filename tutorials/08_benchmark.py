@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import RUNS, accuracy, parser, train
+from common import RUNS, accuracy, keep, parser, train
 from loaders import DATASETS
 from networks import make, without_padding
 from spikingjelly.activation_based import ann2snn
@@ -133,9 +133,7 @@ def trained_network(
         net = make(args.network, classes).to(memory_format=torch.channels_last)
         data = next(iter(DataLoader(Subset(training, range(count)), count)))
         train(net, data, args.epochs, device=args.device, seed=args.seed, shift=args.shift)
-        RUNS.mkdir(exist_ok=True)
-        torch.save(net.state_dict(), path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        keep(net, path)
     net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return net.eval(), path.stem
 

@@ -190,6 +190,14 @@ def rounding_errors(
         yield name, spikes, weights
 
 
+def print_rounding(ann: nn.Module, x: list[Tensor], setting: Setting) -> None:
+    """What :func:`rounding_errors` finds, a line for each layer."""
+    print(f"{setting}: squared errors of the currents, as shares of their variance")
+    for layer, spikes, weights in rounding_errors(ann, x, setting):
+        share = f"{100 * weights / spikes:.1f} % of it" if spikes else ""
+        print(f"{layer:36s} spikes {spikes:.5f}   weights {weights:.5f}   {share}")
+
+
 def measured(
     result: sj_burst.SimulationResult, answers: Tensor, ann_accuracy: float
 ) -> dict[str, float]:
@@ -204,7 +212,7 @@ def measured(
 
 
 def main() -> None:
-    p = parser(__doc__)
+    p = parser(__doc__, without=("--epochs", "--train-images"))
     p.add_argument("--network", default="squeezenet1_0", help="of torchvision")
     p.add_argument("--weights", default="DEFAULT", help="state dict, or DEFAULT for torchvision's")
     p.add_argument("--onnx", type=Path, help="a network in a file, in place of --network")
@@ -239,13 +247,10 @@ def main() -> None:
     kinds = (args.settings, args.weight_bits, args.energy_budget, args.burst_allocation)
     chosen = list(itertools.product(*kinds))
     if args.rounding:
+        photos = batches(pixels[0::2][: args.calibration_images], PIXELS[args.pixels])
         for steps, *others in chosen:
             setting = Setting(*map(int, steps.split(":")), *others, args.distil)
-            print(f"{setting}: squared errors of the currents, as shares of their variance")
-            photos = batches(pixels[0::2][: args.calibration_images], PIXELS[args.pixels])
-            for layer, spikes, weights in rounding_errors(ann, photos, setting):
-                share = f"{100 * weights / spikes:.1f} % of it" if spikes else ""
-                print(f"{layer:36s} spikes {spikes:.5f}   weights {weights:.5f}   {share}")
+            print_rounding(ann, [x.to(args.device) for x in photos], setting)
         return
     for number, (steps, *others) in itertools.product(range(args.draws), chosen):
         setting = Setting(*map(int, steps.split(":")), *others, args.distil)
@@ -287,6 +292,8 @@ def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a table, so that what was measured is kept if the rest is interrupted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
+    if not new and path.read_text().partition("\n")[0] != ",".join(row):
+        raise SystemExit(f"{path} has other columns than {', '.join(row)}; move it away")
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:

@@ -29,7 +29,7 @@ CHIP = {"inactivated_spikes": "allow", "max_pool": "average"}
 
 
 def main() -> None:
-    p = parser(__doc__)
+    p = parser(__doc__, without=("--device",))
     p.add_argument("--time-steps", "-T", type=int, default=8, help="T")
     p.add_argument("--max-spikes", "-G", type=int, default=4, help="Γ")
     p.add_argument("--out", type=Path, default=RUNS / "deploy", help="folder of the files")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ __all__ = [
     "accuracy",
     "batched",
     "fashion_mnist",
+    "keep",
     "parser",
     "print_table",
     "quickstart_network",
@@ -41,19 +43,25 @@ __all__ = [
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that every tutorial has."""
+def parser(description: str | None, without: Collection[str] = ()) -> argparse.ArgumentParser:
+    """Options that every tutorial has, but for some."""
     p = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--data", help="folder of Fashion-MNIST IDX files; default: the embedded subset")
-    p.add_argument("--epochs", type=int, default=4, help="training epochs of the ANN")
-    p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--train-images", type=int, help="number of training images; default: all")
-    p.add_argument("--test-images", type=int, default=1000, help="number of test images")
-    p.add_argument("--calibration-images", type=int, default=1000, help="of the training split")
-    p.add_argument("--figures", type=Path, default=FIGURES, help="where figures are written")
+    data = "folder of Fashion-MNIST IDX files; default: the embedded subset"
+    options: dict[str, dict[str, Any]] = {
+        "--data": dict(help=data),
+        "--epochs": dict(type=int, default=4, help="training epochs of the ANN"),
+        "--device": dict(default="cpu", help="cpu or cuda"),
+        "--seed": dict(type=int, default=0),
+        "--train-images": dict(type=int, help="number of training images; default: all"),
+        "--test-images": dict(type=int, default=1000, help="number of test images"),
+        "--calibration-images": dict(type=int, default=1000, help="of the training split"),
+        "--figures": dict(type=Path, default=FIGURES, help="where figures are written"),
+    }
+    for name, settings in options.items():
+        if name not in without:
+            p.add_argument(name, **settings)
     return p
 
 
@@ -111,14 +119,18 @@ def quickstart_network(args: argparse.Namespace, data: tuple[Tensor, Tensor]) ->
     path = RUNS / f"vgg_{len(images)}images_epochs{args.epochs}_seed{args.seed}.pt"
     torch.manual_seed(args.seed)
     net = small_vgg()
-    if path.exists():
-        net.load_state_dict(torch.load(path, weights_only=True))
-        return net.to(args.device).eval()
-    train(net, (images, labels), args.epochs, device=args.device, seed=args.seed)
-    RUNS.mkdir(exist_ok=True)
+    if not path.exists():
+        train(net, (images, labels), args.epochs, device=args.device, seed=args.seed)
+        keep(net, path)
+    net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return net.to(args.device).eval()
+
+
+def keep(net: nn.Module, path: Path) -> None:
+    """Write a network's weights; an interruption leaves no half a file."""
+    path.parent.mkdir(exist_ok=True)
     torch.save(net.state_dict(), path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
-    return net
 
 
 @torch.no_grad()

@@ -42,15 +42,14 @@ def calibrate_layers(
     device: torch.device,
     readout: nn.Module | None = None,
     progress: bool = True,
-    memory: int | None = None,
 ) -> None:
     """Walk through the network once, and fit every layer before it fires.
 
     Each node is evaluated once for the ANN and once, for all T steps, for the SNN, on values stored
     when its predecessors were; the time is linear in depth. (An affine module is evaluated again if
     its parameters change after its current was asked for.) Between layers spikes are kept as counts, on
-    the CPU whatever the device of the graph, until their last use; in temporary files beyond
-    ``memory``. Nothing is random.
+    the CPU whatever the device of the graph, until their last use; in temporary files beyond an eighth
+    of the memory that is free. Nothing is random but Poisson coding.
 
     Args:
         gm: the converted graph, with neurons in place; its parameters are changed.
@@ -61,7 +60,6 @@ def calibrate_layers(
         device: where the graph runs.
         readout: what is applied to the mean output; ``None`` for nothing.
         progress: show a progress bar.
-        memory: bytes for what is kept; ``None`` for an eighth of the memory that is free.
     """
     fits = list(fits)
     inputs = [map_tensors(channels_last, x) for x in inputs]
@@ -82,7 +80,7 @@ def calibrate_layers(
         disable=not progress,
         leave=False,
     )
-    with Spill(memory_budget() if memory is None else memory) as spill, bar:
+    with Spill(memory_budget()) as spill, bar:
         ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, stand_ins)
         snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded)
         for node in costs:

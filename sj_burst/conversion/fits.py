@@ -60,7 +60,7 @@ def correct_potential(layer: Layer, rounds: int = 3) -> None:
         layer.neuron.v_init = layer.neuron.v_init + correction
 
 
-def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1, 1.2, 1.35)) -> None:
+def refit_threshold(layer: Layer) -> None:
     r"""Scale threshold and initial potential of each channel to the least error on real spikes.
 
     .. math::
@@ -79,16 +79,17 @@ def refit_threshold(layer: Layer, factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1
         current = layer.evaluate()[i : i + 1]
         batch = replace(layer, evaluate=partial(list, current), targets=[layer.targets[i]])
         found = []
-        for factor in (1.0, *factors):
+        for factor in _FACTORS:
             neuron.threshold, neuron.v_init = factor * threshold, factor * v_init
             (squares,) = ((phi - a).square().sum(0) for phi, a in batch.rates())
             found.append(channel_mean(squares) if threshold.dim() == 1 else squares.mean())
         costs = costs + torch.stack(found)
-    best = torch.tensor((1.0, *factors), device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
+    best = torch.tensor(_FACTORS, device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
     neuron.threshold, neuron.v_init = best * threshold, best * v_init
 
 
-_IMAGES = 64  # that tell a threshold
+_FACTORS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)  # of the threshold, that are tried
+_IMAGES = 64  # that tell which is best
 
 
 def _batches_with(images: int, batches: Sequence[Tensor]) -> int:

@@ -1,17 +1,15 @@
 """Weights rounded one input after the other, each making up for the errors of those before it."""
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..graph.units import scale_inputs
 from .gram import cholesky
 from .layer import Layer, add_bias
 from .ridge import has_patches, input_gram
-from .weights import round_weights, weight_scale
+from .weights import by_count, round_weights, weight_scale
 
 __all__ = ["round_layer"]
 
@@ -51,7 +49,7 @@ def round_layer(layer: Layer, bits: int) -> None:
     dtype, shape = module.weight.dtype, module.weight.shape
     unit = _columns(module, layer.unit, groups)  # what a count of every input weighs [G, inputs]
     weight = module.weight.detach().double().flatten(1).unflatten(0, (groups, -1)) * unit.unsqueeze(1)
-    scale = _scale(module, layer.unit, bits).flatten().unflatten(0, (groups, -1))
+    scale = weight_scale(by_count(module, layer.unit), bits).flatten().unflatten(0, (groups, -1))
     gram = input_gram(layer, groups)
     ones = unit.new_ones(groups, 1)
     units = torch.cat([unit, ones], 1)
@@ -133,11 +131,3 @@ def _columns(module: Any, unit: Tensor | None, groups: int) -> Tensor:
         return unit.expand(groups, inputs)
     taps = module.weight[0, 0].numel()
     return unit.view(groups, -1).repeat_interleave(taps, 1)
-
-
-def _scale(module: Any, unit: Tensor | None, bits: int) -> Tensor:
-    """The scale of every output channel, of weights in units of counts."""
-    copied = copy.deepcopy(module).double()
-    if unit is not None:
-        scale_inputs(copied, unit.double())
-    return weight_scale(copied, bits)

@@ -13,7 +13,7 @@ from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from ..graph.trace import call_sites, is_module
 from ..graph.units import Shapes, count_units, meets_channels, scale_inputs
 
-__all__ = ["integer_weights", "round_all", "round_weights", "unit_met", "weight_scale"]
+__all__ = ["by_count", "integer_weights", "round_all", "round_weights", "unit_met", "weight_scale"]
 
 
 def weight_scale(layer: Any, bits: int) -> Tensor:
@@ -67,11 +67,9 @@ def integer_weights(layer: Any, bits: int, unit: Tensor | None = None) -> tuple[
         >>> q.tolist(), scale, rest < 1e-4
         ([[50, -127]], tensor([0.0100]), True)
     """
-    copied = copy.deepcopy(layer).double()
-    if unit is not None:
-        scale_inputs(copied, unit.double())
-    scale = weight_scale(copied, bits)
-    levels = copied.weight.detach() / scale
+    counted = by_count(layer, unit)
+    scale = weight_scale(counted, bits)
+    levels = counted.weight.detach() / scale
     q = levels.round()
     if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # [inputs, outputs/groups, ...], by group the same
         scale = scale.unflatten(0, (layer.groups, -1))[:, 0]
@@ -103,14 +101,33 @@ def round_weights(layer: Any, bits: int, unit: Tensor | None = None) -> None:
         >>> layer.weight.tolist()
         [[0.6666666865348816, -1.0]]
     """
-    wide = copy.deepcopy(layer).double()  # 1/u may be more than half precision holds
+    counted = by_count(layer, unit)
+    scale = weight_scale(counted, bits)
+    counted.weight = nn.Parameter((counted.weight.detach() / scale).round() * scale)
     if unit is not None:
-        scale_inputs(wide, unit.double())
-    scale = weight_scale(wide, bits)
-    wide.weight = nn.Parameter((wide.weight.detach() / scale).round() * scale)
+        scale_inputs(counted, 1 / unit.double())
+    layer.weight = nn.Parameter(counted.weight.detach().to(layer.weight.dtype))
+
+
+def by_count(layer: Any, unit: Tensor | None) -> Any:
+    """A copy of a layer whose weights are those that a count meets, in double precision.
+
+    1/u may be more than half precision holds.
+
+    Args:
+        layer: a linear or convolutional layer.
+        unit: u, a scalar or ``[inputs]``; ``None`` for 1.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.weight.data = torch.tensor([[0.5]])
+        >>> by_count(layer, torch.tensor(4.0)).weight.item()
+        2.0
+    """
+    copied = copy.deepcopy(layer).double()
     if unit is not None:
-        scale_inputs(wide, 1 / unit.double())
-    layer.weight = nn.Parameter(wide.weight.detach().to(layer.weight.dtype))
+        scale_inputs(copied, unit.double())
+    return copied
 
 
 def round_all(gm: fx.GraphModule, bits: int, x: Any) -> None:
