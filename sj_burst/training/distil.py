@@ -181,18 +181,12 @@ def distil(
     check_network(ann=ann)
     check_loader(loader)
     check_loss(loss)
-    check_count(epochs=epochs)
+    steps = snn.options.time_steps if time_steps is None else time_steps
+    check_count(epochs=epochs, time_steps=steps)
     check_positive(lr=lr)
-    check_range(0, math.inf, weight_lr=weight_lr)
+    _check_weight_lr(weight_lr, snn.options.weight_bits)
     if energy_budget is not None:
         check_energy_budget(energy_budget)
-    if weight_lr and snn.options.weight_bits is not None:
-        raise ValueError(
-            f"weight_lr={weight_lr} would move the weights of weight_bits={snn.options.weight_bits} off "
-            "their integers; pass weight_lr=0: they are rounded again to the thresholds that are found"
-        )
-    steps = snn.options.time_steps if time_steps is None else time_steps
-    check_count(time_steps=steps)
     student = _Student(snn, steps)
     energy: EnergyPenalty | None = None
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
@@ -224,6 +218,15 @@ def distil(
     if energy is not None:
         energy.warn_of_excess()
     return rounded_again(student.finish())
+
+
+def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
+    check_range(0, math.inf, weight_lr=weight_lr)
+    if weight_lr and bits is not None:
+        raise ValueError(
+            f"weight_lr={weight_lr} would move the weights of weight_bits={bits} off their integers; pass "
+            "weight_lr=0: they are rounded again to the thresholds that are found"
+        )
 
 
 def rounded_again(snn: SpikingNetwork) -> SpikingNetwork:

@@ -156,11 +156,7 @@ def finetune(
     check_count(time_steps=time_steps, epochs=epochs)
     check_positive(lr=lr)
     check_time_dim(time_dim)
-    if endless := [name for name, node in snn.neurons().items() if math.isinf(node.max_spikes)]:
-        raise ValueError(
-            f"max_spikes=inf of {endless[0]!r}: finetune has gradients of bursts of a limited number; "
-            "convert with a finite max_spikes"
-        )
+    _check_finite(snn)
     reset_net(snn)
     net = copy.deepcopy(snn).eval().requires_grad_(True)
     set_step_mode(net, step_mode)
@@ -203,6 +199,14 @@ def finetune(
     reset_net(net)
     set_step_mode(net, snn.step_mode)
     return rounded_again(net)
+
+
+def _check_finite(snn: SpikingNetwork) -> None:
+    if endless := [name for name, node in snn.neurons().items() if math.isinf(node.max_spikes)]:
+        raise ValueError(
+            f"max_spikes=inf of {endless[0]!r}: finetune has gradients of bursts of a limited number; "
+            "convert with a finite max_spikes"
+        )
 
 
 def _check_sound(net: SpikingNetwork) -> None:
