@@ -14,9 +14,9 @@ from ..backends.events import SpikeCounts
 from ..backends.layout import state_dtype
 from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
-_MOST_LEVELS = 1024  # of a surrogate gradient: each takes time, and memory for all inputs
+MOST_LEVELS = 1024  # of a surrogate gradient: each takes time, and memory for all inputs
 
-__all__ = ["BurstIFNode", "check_max_spikes", "mean_output", "neurons"]
+__all__ = ["MOST_LEVELS", "BurstIFNode", "check_max_spikes", "mean_output", "neurons"]
 
 
 class BurstIFNode(TemporalModule):
@@ -150,10 +150,10 @@ class BurstIFNode(TemporalModule):
         )
         surrogate_function = None
         if functional.needs_grad(z, v, threshold, shift, slope):
-            if self.max_spikes > _MOST_LEVELS:
+            if self.max_spikes > MOST_LEVELS:
                 raise ValueError(
                     f"max_spikes={self.max_spikes} has no surrogate gradient (one term per level, up to "
-                    f"{_MOST_LEVELS}); run the network under torch.no_grad(), or give max_spikes less"
+                    f"{MOST_LEVELS}); run the network under torch.no_grad(), or give max_spikes less"
                 )
             surrogate_function = self.surrogate_function
         return {

@@ -224,8 +224,8 @@ def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
     check_range(0, math.inf, weight_lr=weight_lr)
     if weight_lr and bits is not None:
         raise ValueError(
-            f"weight_lr={weight_lr} would move the weights of weight_bits={bits} off their integers; pass "
-            "weight_lr=0: they are rounded again to the thresholds that are found"
+            f"weight_lr={weight_lr} would move the weights of weight_bits={bits} off their integers; "
+            "pass weight_lr=0: they are rounded again to the thresholds that are found"
         )
 
 

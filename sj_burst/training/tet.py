@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..graph.readout import ReadOut
+from ..modules.neuron import MOST_LEVELS
 from ..network import SpikingNetwork, check_converted
 from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
@@ -156,7 +157,7 @@ def finetune(
     check_count(time_steps=time_steps, epochs=epochs)
     check_positive(lr=lr)
     check_time_dim(time_dim)
-    _check_finite(snn)
+    _check_levels(snn)
     reset_net(snn)
     net = copy.deepcopy(snn).eval().requires_grad_(True)
     set_step_mode(net, step_mode)
@@ -201,11 +202,12 @@ def finetune(
     return rounded_again(net)
 
 
-def _check_finite(snn: SpikingNetwork) -> None:
-    if endless := [name for name, node in snn.neurons().items() if math.isinf(node.max_spikes)]:
+def _check_levels(snn: SpikingNetwork) -> None:
+    most = {name: node.max_spikes for name, node in snn.neurons().items()}
+    if large := [name for name in most if most[name] > MOST_LEVELS]:
         raise ValueError(
-            f"max_spikes=inf of {endless[0]!r}: finetune has gradients of bursts of a limited number; "
-            "convert with a finite max_spikes"
+            f"max_spikes={most[large[0]]} of {large[0]!r}: gradients are of bursts of up to {MOST_LEVELS}; "
+            "convert with fewer, or use distil, whose gradients are those of rates"
         )
 
 

@@ -245,7 +245,7 @@ def test_a_last_step_too_long_is_noticed(convert):
 
 def test_bad_arguments(convert):
     snn = convert(vgg(), DATA, threshold="max", max_spikes=math.inf)
-    with pytest.raises(ValueError, match=r"max_spikes=inf of '.*'.* convert with a finite"):
+    with pytest.raises(ValueError, match=r"max_spikes=inf of '.*'.* convert with fewer"):
         finetune(snn, DATA, 2, **QUIET)
     with pytest.raises(TypeError, match="converted by BurstRecipe"):
         finetune(vgg(), DATA, 2)
