@@ -14,9 +14,9 @@ from ..backends.events import SpikeCounts
 from ..backends.layout import state_dtype
 from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
-MOST_LEVELS = 1024  # of a surrogate gradient: each takes time, and memory for all inputs
-
 __all__ = ["MOST_LEVELS", "BurstIFNode", "check_max_spikes", "mean_output", "neurons"]
+
+MOST_LEVELS = 1024  # of a surrogate gradient: each takes time, and memory for all inputs
 
 
 class BurstIFNode(TemporalModule):

@@ -206,8 +206,8 @@ def _check_levels(snn: SpikingNetwork) -> None:
     most = {name: node.max_spikes for name, node in snn.neurons().items()}
     if large := [name for name in most if most[name] > MOST_LEVELS]:
         raise ValueError(
-            f"max_spikes={most[large[0]]} of {large[0]!r}: gradients are of bursts of up to {MOST_LEVELS}; "
-            "convert with fewer, or use distil, whose gradients are those of rates"
+            f"max_spikes={most[large[0]]} of {large[0]!r}: gradients are of bursts of up to "
+            f"{MOST_LEVELS}; convert with fewer, or use distil, whose gradients are those of rates"
         )
 
 
