@@ -15,6 +15,7 @@ from ..graph.units import passed_on, sends_counts
 from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
 from ..network import SpikingNetwork, check_converted
+from ..simulation.spikes import SOURCES
 from ..utils.checks import check_count
 from .unit_thresholds import unit_thresholds
 
@@ -110,8 +111,9 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
         ImportError: without neurobench; ``pip install 'sj_burst[neurobench]'``.
         TypeError: for a network that was not converted.
         ValueError: if T < 1, or Γ is infinite; names every layer whose input cannot be shown as single
-            spikes: behind leaky neurons, spike calibration, interpolation, sums of counts that weigh
-            different things, or a transposed convolution, which NeuroBench does not know.
+            spikes: behind encoders, leaky neurons, spike calibration, interpolation, windows of several
+            sizes, sums of counts that weigh different things, or a transposed convolution, which
+            NeuroBench does not know.
 
     Source: Yik et al., "The neurobench framework", Nature Communications 2025.
 
@@ -167,8 +169,9 @@ def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
     if folded := [str(n.target) for n in gm.graph.nodes if _stays_folded(gm, n, grains)]:
         raise ValueError(
             f"NeuroBench would not see the single spikes that {', '.join(dict.fromkeys(folded))} read; "
-            "synops(snn, loader, T) counts them. Convert with inactivated_spikes='correct' or 'allow' "
-            "a network of ReLUs without transposed convolutions or interpolation"
+            "synops(snn, loader, T) counts them. Convert with coding='direct' and inactivated_spikes="
+            "'signed' or 'allow' a network of ReLUs without transposed convolutions, interpolation or "
+            "pooling windows of several sizes"
         )
     for name, found in layers.items():
         if len(found) == 1 and (grain := found.pop()) is not None:
@@ -188,7 +191,7 @@ def _stays_folded(gm: fx.GraphModule, node: fx.Node, grains: dict[fx.Node, float
     known = sources[0] in grains and not is_module(gm, node, TRANSPOSED_CONVOLUTIONS)
     while sources and not known:
         source = sources.pop()
-        if is_module(gm, source, BurstIFNode):
+        if is_module(gm, source, SOURCES):
             return True
         if source not in seen and not is_module(gm, source, WEIGHTED):
             seen.add(source)

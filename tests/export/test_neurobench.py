@@ -1,6 +1,7 @@
 import copy
 import importlib.util
 import math
+import re
 
 import pytest
 import torch
@@ -100,12 +101,23 @@ def test_its_metrics_agree_with_ours(convert, case):
         ((nn.ReLU(), nn.ConvTranspose2d(4, 2, 3)), {}),
         ((nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 2, 3)), {}),
         ((nn.ReLU(), nn.Conv2d(4, 2, 3)), {"inactivated_spikes": "spike_calibration", "allowance": 2}),
+        ((nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Conv2d(4, 2, 3)), {}),
     ],
 )
 def test_layers_whose_bursts_would_be_seen_as_one_are_named(convert, layers, options):
     ann, x = nn.Sequential(nn.Conv2d(2, 4, 3), *layers), torch.randn(8, 2, 8, 8)
     snn = convert(ann, [x], calibration="none", **options)
-    with pytest.raises(ValueError, match=f"single spikes that {len(layers)} read; synops"):
+    with pytest.raises(ValueError, match=f"single spikes that {len(layers)} read; synops") as raised:
+        to_neurobench(snn)
+    advised = re.search(r"coding='(\w+)' and inactivated_spikes='(\w+)' or '(\w+)'", str(raised.value))
+    coding, *kinds = advised.groups()
+    for kind in kinds:  # what it says can be done
+        sj_burst.Options(coding=coding, inactivated_spikes=kind)
+
+
+def test_so_is_one_that_reads_what_an_encoder_sends(convert):
+    snn = convert(vgg(), [torch.rand(8, 2, 8, 8)], calibration="none", coding="rate")
+    with pytest.raises(ValueError, match=r"single spikes that 0 read; .* coding='direct'"):
         to_neurobench(snn)
 
 
