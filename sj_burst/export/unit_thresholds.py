@@ -63,6 +63,7 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
 
     Raises:
         TypeError: for a network that was not converted.
+        ValueError: for one whose weights hold its thresholds already.
 
     Source: the fold is common; after Rueckauer et al., 2017.
 
