@@ -48,6 +48,11 @@ class Options:
             the mean in SqueezeNet, is applied to the mean current of its layer, which sends no spikes.
         inactivated_spikes: ``"signed"`` lets a neuron take spikes back at once,
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
+        expected_spikes: ``"none"``, or ``"median"``: the layers behind a channel expect the median r of
+            its spikes in a step, and its neurons send the n − r that differ: the same answers for fewer
+            spikes, where most neurons of a channel fire. Neurons must be able to send negative spikes,
+            and layers to hold a constant current, which zero padding makes differ at borders; see
+            :func:`sj_burst.export.expected_currents`.
         allowance: A, steps of silence that ``"spike_calibration"`` allows beyond the mean interval; it
             acts from T = A + 2 on.
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the
@@ -57,8 +62,8 @@ class Options:
             before them are in it, channel by channel). They are rounded as calibration comes to their
             layer, so that biases and thresholds make up for it.
         calibration_images: how many images of the loader ``calibration``, ``potential="data"``,
-            ``burst_allocation`` and ``threshold="rate_distortion"`` use at most; fewer, with a warning,
-            only if memory and the temporary folder cannot hold what is recorded.
+            ``expected_spikes``, ``burst_allocation`` and ``threshold="rate_distortion"`` use at most;
+            fewer, with a warning, only if memory and the temporary folder cannot hold what is recorded.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.
@@ -81,6 +86,7 @@ class Options:
     coding: str = "direct"
     output: str = "spikes"
     inactivated_spikes: str = "signed"
+    expected_spikes: str = "none"
     allowance: int = 64
     calibration: str = "advanced"
     weight_bits: int | None = None
@@ -108,6 +114,11 @@ class Options:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not isinstance(self.channel_wise, bool):
             raise TypeError(f"channel_wise must be True or False, got {self.channel_wise!r}")
+        if self.expected_spikes != "none" and self.inactivated_spikes == "allow":
+            raise ValueError(
+                f"expected_spikes={self.expected_spikes!r}: a neuron that fires less than expected "
+                "sends negative spikes, which inactivated_spikes='allow' rules out; use 'signed'"
+            )
         _check_energy_budget(self.energy_budget, self.threshold)
         _check_allocation(self.burst_allocation, self.max_spikes)
         by_levels = ("mse", "gaussian", "trained", "rate_distortion")
@@ -238,6 +249,7 @@ CHOICES: dict[str, list[str]] = {
     "coding": ["direct", *ENCODERS],
     "output": ["spikes", "potential"],
     "inactivated_spikes": ["allow", "signed", "spike_calibration"],
+    "expected_spikes": ["none", "median"],
     "calibration": ["none", "light", "advanced"],
 }
 

@@ -59,11 +59,18 @@ def _ours(label: str, distilled: bool = False, **options: Any) -> Setting:
     return Setting(label, options["max_spikes"], recipe, distilled=distilled, energy_budget=budget)
 
 
-def _within(budget: float, distilled: bool = False, images: int = 256) -> Setting:
-    label = f"sj_burst, Γ=15, energy {budget}" + (", distilled" if distilled else "")
+def _within(
+    budget: float, distilled: bool = False, images: int = 256, expected: str = "none"
+) -> Setting:
+    label = f"sj_burst, Γ=15, energy {budget}" + _of_expected(expected)
+    label += ", distilled" if distilled else ""
     label += f", {images} images" if images != 256 else ""
     options = {"threshold": "rate_distortion", "energy_budget": budget, "max_spikes": 15}
-    return _ours(label, distilled, calibration_images=images, **options)
+    return _ours(label, distilled, calibration_images=images, expected_spikes=expected, **options)
+
+
+def _of_expected(expected: str) -> str:
+    return "" if expected == "none" else ", expected spikes"
 
 
 def _preset(name: str, fitted: bool) -> Setting:
@@ -106,6 +113,15 @@ SETTINGS = [
     ),
     *(_within(budget, distilled) for distilled in (False, True) for budget in (0.3, 0.2, 0.15, 0.1)),
     *(_within(budget, images=1000) for budget in (0.3, 0.2, 0.15, 0.1)),
+    *(
+        _within(budget, distilled, images, "median")
+        for distilled, images in ((False, 256), (True, 256), (False, 1000))
+        for budget in (0.3, 0.2, 0.15, 0.1)
+    ),
+    *(
+        _ours(f"sj_burst, Γ={gamma}, expected spikes", max_spikes=gamma, expected_spikes="median")
+        for gamma in (1, 4, 15)
+    ),
     *(_ours(f"sj_burst, Γ=4, {b}-bit weights", max_spikes=4, weight_bits=b) for b in (8, 4)),
     *(
         _ours(f"sj_burst, Γ={gamma}, uncalibrated", max_spikes=gamma, calibration="none")

@@ -11,7 +11,8 @@ Photos with an even number calibrate, those with an odd number test. Every setti
 each draw of the calibration photos; with --distil EPOCHS it is then fitted to the answers of the ANN on
 random crops of all photos that calibrate, without labels. With --energy-budget B thresholds are those
 of "rate_distortion" within B of the ANN's energy; with --burst-allocation sensitivity each layer has its
-own Γ, of which that of the setting is the mean. Prints points below the ANN and agreement, energy as a
+own Γ, of which that of the setting is the mean; with --expected-spikes median, neurons send what differs
+from the median of their channel. Prints points below the ANN and agreement, energy as a
 share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
 torchvision; on two cores a setting of SqueezeNet takes about four minutes, and an epoch of --distil one
 or two. With --rounding it prints by layer what rounding to --weight-bits adds to the error of the
@@ -115,6 +116,7 @@ class Setting(NamedTuple):
     weight_bits: int  # 32: weights as they are
     energy_budget: float  # 1: thresholds of least error, whatever they cost
     burst_allocation: str
+    expected_spikes: str
     distil: int  # epochs
 
     def __str__(self) -> str:
@@ -122,6 +124,7 @@ class Setting(NamedTuple):
         label = f"Γ={self.max_spikes}{mean}, T={self.time_steps}"
         label += f", {self.weight_bits} bits" if self.weight_bits < 32 else ""
         label += f", energy {self.energy_budget}" if self.energy_budget < 1 else ""
+        label += ", expected spikes" if self.expected_spikes != "none" else ""
         return label + (f", {self.distil} epochs" if self.distil else "")
 
     def options(self) -> sj_burst.Options:
@@ -130,6 +133,7 @@ class Setting(NamedTuple):
             max_spikes=self.max_spikes,
             time_steps=self.time_steps,
             burst_allocation=self.burst_allocation,
+            expected_spikes=self.expected_spikes,
             output="potential",
             weight_bits=None if self.weight_bits == 32 else self.weight_bits,
         )
@@ -223,6 +227,7 @@ def main() -> None:
     p.add_argument(
         "--burst-allocation", nargs="*", default=["uniform"], help="as the option; Γ is the mean then"
     )
+    p.add_argument("--expected-spikes", nargs="*", default=["none"], help="as the option")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration photos")
     p.add_argument("--distil", type=int, default=0, help="epochs of distillation")
     p.add_argument("--weight-lr", type=float, default=2e-4, help="of distillation")
@@ -244,8 +249,8 @@ def main() -> None:
 
     results: dict[str, Any] = {}
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    kinds = (args.settings, args.weight_bits, args.energy_budget, args.burst_allocation)
-    chosen = list(itertools.product(*kinds))
+    kinds = (args.settings, args.weight_bits, args.energy_budget)
+    chosen = list(itertools.product(*kinds, args.burst_allocation, args.expected_spikes))
     if args.rounding:
         photos = batches(pixels[0::2][: args.calibration_images], PIXELS[args.pixels])
         for steps, *others in chosen:

@@ -10,6 +10,7 @@ from ..functional import per_channel
 from ..graph.check import why_held
 from ..graph.trace import activation_names, copy_with_plain_weights
 from ..modules.neuron import BurstIFNode
+from ..modules.pooling import LIPool
 from ..network import InputKind, SpikingNetwork, check_converted
 from ..utils.files import write_atomically
 from ..utils.inference import forward_hooks
@@ -177,6 +178,10 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
         module = dict(snn.named_modules()).get(owner)
+        if last == "expected" and isinstance(module, (BurstIFNode, LIPool)):
+            if not (tensor.isfinite() & (tensor == tensor.round())).all():
+                raise ValueError(f"{owner!r} expects spikes that are no whole numbers")
+            module.expected = tensor.clone()
         if last == "bias" and getattr(module, "bias", tensor) is None:
             module.bias = nn.Parameter(tensor.clone())  # type: ignore[union-attr]
     own = {name: (tuple(t.shape), t.dtype) for name, t in snn.state_dict().items()}
@@ -191,7 +196,7 @@ def _check_neurons(snn: SpikingNetwork, example: Any) -> None:
     """Raise unless thresholds, potentials and currents fit what the neurons get."""
 
     def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:
-        for key in ("threshold", "v_init", "shift"):
+        for key in ("threshold", "v_init", "shift", "expected"):
             if (value := getattr(node, key)) is None:
                 continue
             sample = torch.Size((1, *y.shape[1:]))

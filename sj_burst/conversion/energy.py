@@ -53,6 +53,7 @@ class ThresholdBudget:
         transfers: Mapping[str, Transfer],
         budget: float,
     ) -> None:
+        expected = snn.options.expected_spikes != "none"
         self.time_steps = snn.options.time_steps
         found = fan_out(snn, x)
         costs = spike_costs(snn.graph, x, found.spikes, sensitivity.size)
@@ -65,6 +66,7 @@ class ThresholdBudget:
                 sensitivity.weight[name],
                 _mean_fan_out(costs[name], sensitivity.size[name], one.channel_wise)
                 * _unweighted(one, sensitivity.size[name]),
+                expected and one.negative_slope is None,
             )
             for name, one in statistics.items()
         }

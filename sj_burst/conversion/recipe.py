@@ -34,6 +34,7 @@ from .adafire import measure_bursts
 from .assemble import assemble, encoder_names, new_neuron, slope_below_zero
 from .calibration import calibrate_layers
 from .energy import ThresholdBudget
+from .expected import expect_spikes
 from .fits import FITS
 from .observe import observe
 from .prepare import prepare
@@ -50,7 +51,7 @@ _CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", 
 _BATCH_BYTES = {"cpu": 2**25}
 _LARGEST_BATCH_BYTES = 2**30  # elsewhere
 _LARGEST_BATCH = 32
-_MEASURED = 64  # images that tell what a network spends, or what a layer's Γ does
+_MEASURED = 64  # images that tell what a network spends, what is expected, or what a layer's Γ does
 _ADAFIRE_TIMES = 2  # the mean Γ, at most, and to begin with
 _ROUNDS = 6  # of corrections by what was measured, before and after calibration
 _LAYERS_HELD = 4  # of the largest layers, at most, as real numbers in all steps
@@ -348,6 +349,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             snn = self._within_budget(snn)
         else:
             self._fit_layers(snn, self.options.calibration_images)
+        self._expect(snn)
         reset_net(snn)
         self._end()
         return snn.eval()
@@ -416,6 +418,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
                 if calibrated:
                     tried = copy.deepcopy(snn)
                     self._fit_layers(tried, count)
+                self._expect(tried)
                 if plan.correct(tried, images):
                     break
             plan.settle()
@@ -423,6 +426,14 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         plan.spend(snn)
         self._fit_layers(snn, options.calibration_images)
         return snn
+
+    def _expect(self, snn: SpikingNetwork) -> None:
+        """Expected spikes, if the options ask for them, from as many images as tell what is spent."""
+        if self.options.expected_spikes == "none":
+            return
+        count = min(_MEASURED, self.options.calibration_images)
+        images = [x.to(snn.device) for x in self._images(count)]
+        expect_spikes(snn, images, self.options.time_steps)
 
     @property
     def _open(self) -> _Conversion:

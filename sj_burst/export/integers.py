@@ -201,6 +201,7 @@ class _Rewriting:
             sum(offsets[1:], offsets[0]) if offsets else None,
             neuron.signed,
             neuron.step_mode,
+            neuron.expected,
         )
         counting.backend = neuron.backend
         self.gm.set_submodule(str(node.target), counting.to(self.device))

@@ -35,6 +35,7 @@ class CountingNode(BurstIFNode):
         shift: constant current added at every step, in thresholds; ``None`` for none.
         signed: allow negative spikes, as in :class:`BurstIFNode`.
         step_mode: ``"s"`` or ``"m"``.
+        expected: as in :class:`BurstIFNode`.
 
     Raises:
         ValueError: as :class:`BurstIFNode`, or if Γ is above 127, or an input asks for a gradient.
@@ -55,8 +56,9 @@ class CountingNode(BurstIFNode):
         shift: float | Tensor | None = None,
         signed: bool = False,
         step_mode: str = "s",
+        expected: Tensor | None = None,
     ) -> None:
-        super().__init__(1.0, max_spikes, v_init, shift, signed, step_mode=step_mode)
+        super().__init__(1.0, max_spikes, v_init, shift, signed, step_mode=step_mode, expected=expected)
         if not self.max_spikes <= LARGEST_INT8:
             raise ValueError(
                 f"max_spikes={max_spikes}: counts in int8 go up to {LARGEST_INT8}; convert with fewer"
@@ -110,6 +112,6 @@ class CountingNode(BurstIFNode):
         """T steps on explicit state ``(v, sent)``; inputs ``[T, N, ...]``."""
         v, sent = states
         n_seq, v, sent, self.spike_counts = dispatch.count_multi_step(
-            self.backend, inputs, v, sent=sent, count=self.count_spikes, **self._given(v.dim())
+            self.backend, inputs, v, sent=sent, count=self.counts_itself, **self._given(v.dim())
         )
         return (n_seq,), (v, sent)

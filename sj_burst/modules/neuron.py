@@ -28,7 +28,8 @@ class BurstIFNode(TemporalModule):
         y(t) = \theta n(t), \quad v(t) = m(t) - y(t)
 
     It emits **weighted** spikes y = θ·n, so no scaling modules are needed around it. ``threshold``,
-    ``v_init``, ``shift`` and ``negative_slope`` are buffers: they follow ``state_dict`` and ``.to()``.
+    ``v_init``, ``shift``, ``negative_slope`` and ``expected`` are buffers: they follow ``state_dict``
+    and ``.to()``.
 
     With ``negative_slope`` a the neuron stands for LeakyReLU: its total S of spikes may fall below zero,
     and weighs aθ a spike there; see :func:`sj_burst.functional.burst_step`. What such a neuron sends,
@@ -49,6 +50,10 @@ class BurstIFNode(TemporalModule):
         step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
         store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
         backend: what runs the multi-step forward; see :func:`sj_burst.set_backend`.
+        expected: r, spikes a step that need not be sent, whole numbers shaped as ``threshold``: the
+            layers behind have what they cause in their biases, and a neuron sends the n − r that differ,
+            which is what counts as its spikes. It still *emits* θ·n, which is what arrives. ``None`` for
+            none.
 
     Attributes:
         count_spikes: ask the backend to count spikes while it emits them.
@@ -56,11 +61,11 @@ class BurstIFNode(TemporalModule):
             else ``None``.
 
     Raises:
-        ValueError: if Γ < 1 or not an integer, a threshold is not positive and finite, or a slope is
-            not finite.
+        ValueError: if Γ < 1 or not an integer, a threshold is not positive and finite, a slope is not
+            finite, or expected spikes are no whole numbers, or those of a leaky neuron.
 
     Source: Li & Zeng, IJCAI 2022; signed spikes as in Wang et al., IJCAI 2022 and Hu et al., 2023. The
-    slope is derived here.
+    slope and expected spikes are derived here.
 
     Example:
         >>> node = BurstIFNode(threshold=0.5, max_spikes=4, step_mode="m")
@@ -77,6 +82,7 @@ class BurstIFNode(TemporalModule):
     v_init: Tensor
     shift: Tensor | None
     negative_slope: Tensor | None
+    expected: Tensor | None
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class BurstIFNode(TemporalModule):
         store_v_seq: bool = False,
         backend: str = "torch",
         negative_slope: float | Tensor | None = None,
+        expected: float | Tensor | None = None,
     ) -> None:
         super().__init__(step_mode)
         self.backend = backend
@@ -109,6 +116,7 @@ class BurstIFNode(TemporalModule):
             )
         self.register_buffer("threshold", threshold)
         buffers = {"v_init": v_init, "shift": shift, "negative_slope": negative_slope}
+        buffers["expected"] = expected
         for name, value in buffers.items():
             if value is not None:
                 value = torch.as_tensor(value, dtype=threshold.dtype).detach().clone()
@@ -117,8 +125,15 @@ class BurstIFNode(TemporalModule):
             raise ValueError(
                 f"negative_slope must be finite, got {negative_slope}; check the network's weights"
             )
+        if self.expected is not None:
+            _check_expected(self.expected, self.negative_slope)
         self.register_memory("v", None)
         self.register_memory("sent", None)
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether the backend is to count spikes, which knows nothing of expected ones."""
+        return self.count_spikes and self.expected is None
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
@@ -135,6 +150,8 @@ class BurstIFNode(TemporalModule):
             _check_channels(self.threshold, x, "thresholds")
             if self.negative_slope is not None:
                 _check_channels(self.negative_slope, x, "slopes")
+            if self.expected is not None:
+                _check_channels(self.expected, x, "expected spikes")
             v = functional.per_channel(self.v_init, x.dim()).to(state_dtype(x.dtype))
             v = v.expand_as(x)
         check_state_shape(self, v, x, "membrane potential")
@@ -188,7 +205,7 @@ class BurstIFNode(TemporalModule):
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z_seq, v, z_seq.dim() - 1)
         y_seq, v, sent, self.spike_counts = dispatch.burst_multi_step(
-            self.backend, z_seq, v, sent=sent, count=self.count_spikes, **parameters
+            self.backend, z_seq, v, sent=sent, count=self.counts_itself, **parameters
         )
         return (y_seq,), (v, sent)
 
@@ -250,6 +267,15 @@ def _check_channels(value: Tensor, x: Tensor, what: str) -> None:
             f"BurstIFNode has {what} for {len(value)} channels (dimension 1) and got an input "
             f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
         )
+
+
+def _check_expected(expected: Tensor, negative_slope: Tensor | None) -> None:
+    if negative_slope is not None:
+        raise ValueError(
+            "expected is for neurons that are never below zero; leave it out with a negative_slope"
+        )
+    if not (expected.isfinite() & (expected == expected.round())).all():
+        raise ValueError(f"expected must be whole numbers of spikes, got {expected.tolist()}")
 
 
 LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it

@@ -115,6 +115,10 @@ class LIPool(TemporalModule):
             :class:`MaxOver`.
         step_mode: ``"s"`` for input ``[N, C, ...]``, ``"m"`` for ``[T, N, C, ...]``.
 
+    Attributes:
+        expected: spikes a step that need not be sent, one number or one for each channel, as for
+            :class:`~sj_burst.modules.neuron.BurstIFNode`; ``None`` for none.
+
     Raises:
         TypeError: if ``pool`` is no max-pooling module.
 
@@ -127,12 +131,14 @@ class LIPool(TemporalModule):
     """
 
     keeps_constant = True  # a constant input gives a constant output
+    expected: Tensor | None
 
     def __init__(self, pool: nn.Module, step_mode: str = "s") -> None:
         super().__init__(step_mode)
         if not isinstance(pool, MaxOver):
             _kind_of(pool)  # refuses any other module
         self.pool = pool
+        self.register_buffer("expected", None)
         self.register_memory("total", None)
         self.register_memory("pooled", None)
 

@@ -51,6 +51,7 @@ def candidates(
     samples: float,
     weight: Tensor,
     fan_out: Tensor,
+    expected: bool = False,
 ) -> Candidates:
     r"""What the thresholds of a layer would cost and lose, from the histogram of its activations.
 
@@ -60,8 +61,9 @@ def candidates(
         R_c(\theta) = F_c \frac{T}{\theta} \sum_i \phi(a_i), \qquad
         D_c(\theta) = \frac{g_c}{2} \sum_i (\phi(a_i) - a_i)^2
 
-    summed over the positions of a sample. Where levels are fine, R ≈ F Σa/δ and D ≈ g n δ²/24 with the
-    level δ = θ/T and n active positions, and the least D + λR is at :math:`\delta \propto
+    summed over the positions of a sample. With ``expected`` the spikes are |φ(a)T/θ − rT|, with the
+    whole number r a step of which they are fewest. Where levels are fine, R ≈ F Σa/δ and D ≈ g n δ²/24
+    with the level δ = θ/T and n active positions, and the least D + λR is at :math:`\delta \propto
     (\lambda F \sum a / g n)^{1/3}`; this also knows what coarse levels, and the ceiling Γθ, do. An
     activation with a bound keeps θ ≤ bound/Γ', with a Γ' ≤ Γ for the layer.
 
@@ -72,17 +74,19 @@ def candidates(
         samples: how many images the statistics are of.
         weight: g, mean of :math:`(\partial \ell/\partial a)^2` at active positions ``[C]``.
         fan_out: F, operations that a spike causes, on average ``[C]``.
+        expected: spikes that the layers behind expect need not be sent.
 
     Source: derived here.
     """
     bounded = math.isfinite(statistics.upper)
     kinds = _halved(transfer.max_spikes) if bounded else [transfer.max_spikes]
     thresholds = [threshold.double().expand_as(statistics.maximum)]
-    most_spikes, found = [transfer.max_spikes], [*spikes_and_errors(statistics, transfer, thresholds)]
+    most_spikes = [transfer.max_spikes]
+    found = [*spikes_and_errors(statistics, transfer, thresholds, expected)]
     for most in kinds:
         coarser = dataclasses.replace(transfer, max_spikes=most)
         tried = _tried(statistics, coarser)
-        found += spikes_and_errors(statistics, coarser, tried)
+        found += spikes_and_errors(statistics, coarser, tried, expected)
         thresholds += tried
         most_spikes += [most] * len(tried)
     spikes, errors = (torch.stack(part) / samples for part in zip(*found, strict=True))
@@ -117,21 +121,47 @@ def _tried(statistics: ActivationStatistics, transfer: Transfer) -> list[Tensor]
 
 
 def spikes_and_errors(
-    statistics: ActivationStatistics, transfer: Transfer, thresholds: list[Tensor]
+    statistics: ActivationStatistics,
+    transfer: Transfer,
+    thresholds: list[Tensor],
+    expected: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each θ ``[C]`` the spikes of all activations seen, in T steps, and the squared error."""
+    """Of each θ ``[C]`` the spikes of all activations seen, in T steps, and the squared error.
+
+    With ``expected``, the spikes that differ from the best whole number of them in every step.
+    """
     a, count = statistics.centres.double(), statistics.histogram
     if transfer.levels > statistics.BINS / 4:
         for theta in thresholds:
             phi = transfer(a, theta.unsqueeze(1))
-            spikes = transfer.time_steps / theta * (phi * count).sum(1)
+            numbers = transfer.time_steps / theta.unsqueeze(1) * phi
+            spikes = (numbers * count).sum(1)
+            if expected:
+                spikes = torch.minimum(spikes, _beside_median(numbers, statistics, transfer.time_steps))
             yield spikes, ((phi - a).square() * count).sum(1)
         return
     # A staircase of few levels costs few look-ups.
     reached, error = levels_reached(statistics, transfer), error_by_levels(statistics, transfer)
     squares = (a.square() * count).sum(1)
     for theta in thresholds:
-        yield reached(theta)[0].sum(1), (error(theta) + squares).clamp_min(0)
+        found = reached(theta)[0]
+        spikes = found.sum(1)
+        if expected:  # one more is right for those that reach it, and wrong for the others
+            more = (statistics.samples - 2 * found).cumsum(1)[
+                :, transfer.time_steps - 1 :: transfer.time_steps
+            ]
+            spikes = spikes + more.amin(1).clamp_max(0)
+        yield spikes, (error(theta) + squares).clamp_min(0)
+
+
+def _beside_median(numbers: Tensor, statistics: ActivationStatistics, time_steps: int) -> Tensor:
+    """By how many spikes activations differ from T times the median of a step; ``numbers [C, bins]``."""
+    count = statistics.histogram
+    zeros = statistics.samples - count.sum(1, keepdim=True)
+    first = (zeros + count.cumsum(1) >= statistics.samples / 2).int().argmax(1, keepdim=True)
+    median = numbers.gather(1, first) * (zeros < statistics.samples / 2)
+    median = time_steps * (median / time_steps).round()
+    return ((numbers - median).abs() * count).sum(1) + (zeros * median).squeeze(1)
 
 
 def allocate(

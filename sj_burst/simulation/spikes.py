@@ -64,7 +64,7 @@ def spike_train(node: BurstIFNode, y_seq: Tensor) -> Tensor:
 
 
 class SpikeCounter:
-    """Spikes of a network's layers; a burst of n counts n, a negative spike 1.
+    """Spikes of a network's layers; a burst of n counts n, a negative spike 1, an expected one nothing.
 
     Made by :func:`count_spikes`. What a backend has counted while it emitted is taken over.
 
@@ -75,8 +75,8 @@ class SpikeCounter:
 
     Attributes:
         per_step: for every layer of neurons ``[T]``, over all samples and neurons.
-        net: the same with negative spikes taken off, of burst neurons; a leaky layer, whose totals may
-            rightly be negative, is left out.
+        net: the same with negative spikes taken off, of burst neurons; a layer whose totals may rightly
+            be negative, leaky or with expected spikes, is left out.
         per_neuron: for every layer that emits spikes its events ``[3, ...]`` by each of
             ``ACCOUNTINGS``, over all samples and steps. Without its unit, pooling is counted as if a
             spike weighed one.
@@ -164,14 +164,20 @@ class SpikeCounter:
             y, unit = spike_numbers(module, y), None
         if unit is not None:
             unit = per_channel(unit, y.dim())
+        expected = getattr(module, "expected", None)
+        if expected is not None and (whole or name in self._pool_units):
+            expected = per_channel(expected, y.dim())
+            y = y - (expected if unit is None or not y.is_floating_point() else expected * unit).to(y)
         counted = not y.is_floating_point()  # y is a number of spikes already
         unit = None if counted else unit
         counts = count_outputs(backend, y.unflatten(0, (steps, -1)), unit, whole or counted)
-        return counts if whole else counts._replace(net=None)
+        return counts if whole and expected is None else counts._replace(net=None)
 
 
 def _has_net(module: nn.Module) -> bool:
-    return isinstance(module, BurstIFNode) and module.negative_slope is None
+    if not isinstance(module, BurstIFNode):
+        return False
+    return module.negative_slope is None and module.expected is None
 
 
 @contextmanager

@@ -27,12 +27,14 @@ class EnergyPenalty:
     r"""What the spikes of a batch cost, times a price that follows the budget.
 
     .. math::
-        \lambda \Big(\frac{E}{B}\Big)^p \frac{E}{B}, \quad E = \frac1N \sum_{n, i} F_i\, |n_i|, \quad
+        \lambda \Big(\frac{E}{B}\Big)^p \frac{E}{B}, \quad
+        E = \frac1N \sum_{n, i} F_i\, |n_i - r_i T|, \quad
         \lambda \leftarrow \lambda \Big(\frac{E}{B}\Big)^g
 
-    with the net spikes :math:`n_i` of neuron i in all steps, whose gradients pass the floor, its fan-out
-    F, what the budget leaves for spikes B, a gain g of 100 over all updates, and p = 5, of which no
-    gradient is taken. Call it after a forward pass of ``rates``.
+    with the net spikes :math:`n_i` of neuron i in all steps, whose gradients pass the floor, those that
+    are expected in a step :math:`r_i`, its fan-out F, what the budget leaves for spikes B, a gain g of
+    100 over all updates, and p = 5, of which no gradient is taken. Call it after a forward pass of
+    ``rates``.
 
     Args:
         snn: a converted network; its state is reset.
@@ -75,6 +77,11 @@ class EnergyPenalty:
         }
         self._units = {name: unit.float() for name, unit in units.items()}
         self._neurons = {n: m for n, m in rates.named_modules() if isinstance(m, RateNeuron)}
+        self._expected = {
+            name: time_steps * expected
+            for name in self._fans
+            if (expected := getattr(snn.graph.get_submodule(name), "expected", None)) is not None
+        }
         self._means: dict[str, Tensor] = {}
         for module in self._neurons.values():
             module.keep_count = True
@@ -103,6 +110,8 @@ class EnergyPenalty:
                     f"others: {name!r} has outputs {list(count.shape[1:])} in place of "
                     f"{list(self._fans[name].shape[1:])}"
                 )
+            if count is not None and name in self._expected:
+                counts[name] = count - per_channel(self._expected[name], count.dim())
         costs = [
             (count.abs().mean(0, keepdim=True) * self._fans[name]).sum()
             for name, count in counts.items()
