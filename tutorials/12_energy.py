@@ -4,10 +4,10 @@
 
 Converts the quickstart network with published settings, with the defaults at several T and Γ, and with
 thresholds by rate and distortion at several budgets of energy: where neurons send all their spikes,
-where they send those that are not expected, and with distillation from unlabelled training images. Prints
-points lost, the energy as a share of the ANN's in three accountings of a burst, and the share of spikes
-that are taken back; asks recommend for the cheapest setting within half a point; and draws accuracy
-against energy into figures/12_energy.png.
+where they send those that are not expected, and with distillation from unlabelled training images.
+Prints points lost, the energy as a share of the ANN's in three accountings of a burst, and the share of
+spikes that are taken back; asks recommend for the cheapest setting within half a point; and draws
+accuracy against energy into figures/12_energy.png.
 """
 
 from collections import defaultdict
