@@ -28,8 +28,9 @@ class LayerReport:
         threshold: least, mean and largest θ over channels; ``None`` for pooling.
         max_spikes: Γ.
         potential: mean of v(0)/θ.
-        rate: spikes per neuron and step (a burst of n counts n, a negative spike 1).
-        churn: share of the spikes that were taken back, or took others back; ``None`` for leaky neurons.
+        rate: spikes per neuron and step (a burst of n counts n, a negative spike 1, an expected one 0).
+        churn: share of the spikes that were taken back, or took others back; ``None`` for leaky neurons
+            and where spikes are expected.
         channels: number of channels.
         silent: channels that are active in the ANN and never spiked.
         dead: channels that are never active in the ANN.
@@ -144,6 +145,8 @@ class LayerTotals:
         }
         if self.node is not None and events is not None:
             fired, sent = _any_in_channel(events[:1] > 0), events[0].sum().item()
+            if self.node.expected is not None:  # a channel that fires as expected sends nothing
+                fired = fired | (self.node.expected != 0)
             found |= {
                 "rate": sent / (s["neurons"] * self.time_steps),
                 "churn": None if net is None else 1 - net / sent if sent else 0.0,

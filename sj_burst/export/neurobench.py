@@ -129,6 +129,13 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
     check_count(time_steps=steps)
     if endless := [n for n, m in snn.neurons().items() if not m.max_spikes < 2**24]:
         raise ValueError(f"max_spikes of {endless[0]!r} has no bound; convert with a finite one")
+    if expecting := [
+        n for n, m in snn.graph.named_modules() if getattr(m, "expected", None) is not None
+    ]:
+        raise ValueError(
+            f"NeuroBench counts all spikes of {expecting[0]!r}, some of which are expected and not "
+            "sent; convert with expected_spikes='none'"
+        )
     unfolded = _unfold(unit_thresholds(snn))
     base: Any = _neurobench().NeuroBenchModel
 

@@ -53,6 +53,8 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
     with θ of the neurons before a layer and θ' of those after it. Poolings of spikes are as they were.
     Where a scale meets no weights of its own, as in the branches of a sum, a :class:`Scale` stands. The
     spikes are the same, step by step, but for rounding; ``state_dict()`` holds the folded weights.
+    Expected spikes stay so: a chip sends the others, and holds what
+    :func:`~sj_burst.export.expected_currents` returns.
 
     Args:
         snn: a converted network; stays as it is, but for its reset state.
@@ -104,6 +106,8 @@ def _problem(name: str, module: nn.Module) -> str | None:
     if isinstance(module, BurstIFNode):
         if module.negative_slope is not None:
             return f"{name} (LeakyReLU); train with ReLU"
+        if module.expected is not None:
+            return f"{name} (expected spikes); convert with inactivated_spikes='allow'"
         if type(module) is not BurstIFNode or module.signed:
             return f"{name} (spikes are taken back); convert with inactivated_spikes='allow'"
         return None
