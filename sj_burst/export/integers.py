@@ -11,10 +11,9 @@ from torch import Tensor, fx, nn
 
 from ..conversion.weights import integer_weights, round_all, unit_met
 from ..functional import per_channel
-from ..graph.evaluate import is_size, record
 from ..graph.operators import AVERAGE_POOLS, SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
-from ..graph.trace import call_sites, is_module, unused_name
+from ..graph.trace import call_sites, is_module
 from ..graph.units import passed_on, sends_counts
 from ..modules.counting import LARGEST_INT8, CountingNode
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes, plain_window
@@ -23,6 +22,7 @@ from ..modules.pooling import LIPool
 from ..network import SpikingNetwork, check_converted
 from ..options import Options
 from ..utils.inference import device_of
+from .editor import GraphEditor
 
 __all__ = ["to_integers"]
 
@@ -127,14 +127,11 @@ class _Rewriting:
     """Walks through a graph once, and puts integer modules in the places of others."""
 
     def __init__(self, snn: SpikingNetwork, bits: int) -> None:
-        self.gm, self.bits = snn.graph, bits
-        values = record(self.gm, snn.example(2).value)
-        reset_net(snn)
+        self.editor, self.bits = GraphEditor(snn), bits
+        self.gm, self.shapes = self.editor.gm, self.editor.shapes
         self.device = device_of(snn)
         # Layers of several calls were rounded without regard to what they read.
         self.shared = {n for n in self.gm.graph.nodes if call_sites(self.gm, n.target) > 1}
-        self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
-        self.sizes = {n for n, v in values.items() if n.op != "output" and is_size(v)}
         self.values: dict[fx.Node, _Value] = {}
         self.wrong: list[str] = []
 
@@ -154,12 +151,10 @@ class _Rewriting:
                 f"{self.bits} to round them now"
             )
         self.gm.graph.eliminate_dead_code()
-        self.gm.graph.lint()
-        self.gm.delete_all_unused_submodules()
-        self.gm.recompile()
+        self.editor.finish()
 
     def _rewrite(self, node: fx.Node) -> None:
-        if is_module(self.gm, node, BurstIFNode) and sends_counts(self._module(node)):
+        if is_module(self.gm, node, BurstIFNode) and sends_counts(self.editor.module(node)):
             self._neuron(node)
         elif is_module(self.gm, node, WEIGHTED):
             self._layer(node)
@@ -180,11 +175,11 @@ class _Rewriting:
         if node.target not in SUMS or node.kwargs or len(parts) != 2 or len(node.users) != 1:
             return False
         reader = next(iter(node.users))
-        neuron = is_module(self.gm, reader, BurstIFNode) and sends_counts(self._module(reader))
+        neuron = is_module(self.gm, reader, BurstIFNode) and sends_counts(self.editor.module(reader))
         return neuron and all(self.shapes.get(n) == self.shapes[node] for n in parts)
 
     def _neuron(self, node: fx.Node) -> None:
-        neuron, source = self._module(node), node.all_input_nodes[0]
+        neuron, source = self.editor.module(node), node.all_input_nodes[0]
         dim = len(self.shapes[node])
         theta = per_channel(neuron.threshold.detach(), dim)
         parts = source.all_input_nodes if self._joins(source) else [source]
@@ -214,7 +209,7 @@ class _Rewriting:
         )
 
     def _layer(self, node: fx.Node) -> None:
-        layer, source = self._module(node), node.all_input_nodes[0]
+        layer, source = self.editor.module(node), node.all_input_nodes[0]
         alone = node not in self.shared
         unit = unit_met(self.gm, node, self.shapes, self._units()) if alone else None
         q, scale, rest = integer_weights(layer, self.bits, unit)
@@ -227,7 +222,7 @@ class _Rewriting:
         last = is_module(self.gm, node, nn.Linear) and dim > 2
         fill = (1,) * (dim - 2) if last else ()  # channels are the last dimension
         offset = None if layer.bias is None else layer.bias.detach().view(*fill, -1)
-        self._place(node, IntegerLayer(layer, q, signed))
+        self.editor.place(node, IntegerLayer(layer, q, signed))
         self.values[node] = _Value(scale.view(*fill, -1), offset)
 
     def _pass_on(self, node: fx.Node, unit: Tensor) -> None:
@@ -240,13 +235,13 @@ class _Rewriting:
         if whole is None:
             self._to_float(node)
         elif is_module(self.gm, node, AVERAGE_POOLS):
-            window = plain_window(self._module(node))
+            window = plain_window(self.editor.module(node))
             if window is not None and window * whole > LARGEST_INT8:
                 window = None
-            self._place(node, CountPool(self._module(node), window))
+            self.editor.place(node, CountPool(self.editor.module(node), window))
             unit, whole = (unit, None) if window is None else (unit / window, window * whole)
-        elif is_module(self.gm, node, nn.Upsample) and self._module(node).mode == "nearest":
-            self._place(node, OfBytes(self._module(node)))
+        elif is_module(self.gm, node, nn.Upsample) and self.editor.module(node).mode == "nearest":
+            self.editor.place(node, OfBytes(self.editor.module(node)))
         elif is_module(self.gm, node, LIPool):
             pass
         elif node.op == "call_module" and not is_module(self.gm, node, nn.Flatten):
@@ -255,13 +250,13 @@ class _Rewriting:
         self.values[node] = _Value(unit, None, whole, signed, counted=True)
 
     def _restore(self, node: fx.Node, but: Mapping[fx.Node, Any] | None = None) -> None:
-        """Let an operation see what it saw in the converted network; sizes are what they were."""
-        if node in self.sizes:
-            return
-        for source in dict.fromkeys(node.all_input_nodes):
-            value = self.values.get(source)
-            if value is not None and source not in (but or {}):
-                self._insert(node, source, AffineScale(value.unit, value.offset))
+        """Let an operation see what it saw in the converted network, or of some values the counts."""
+
+        def undo(source: fx.Node) -> nn.Module | None:
+            value = None if source in (but or {}) else self.values.get(source)
+            return None if value is None else AffineScale(value.unit, value.offset)
+
+        self.editor.restore(node, undo)
 
     def _to_float(self, node: fx.Node) -> None:
         """Let an operation read counts as float32."""
@@ -269,25 +264,4 @@ class _Rewriting:
             value = self.values.get(source)
             if value is not None and value.largest is not None:
                 one = torch.ones((), dtype=torch.float32, device=self.device)
-                self._insert(node, source, AffineScale(one))
-
-    def _insert(self, node: fx.Node, source: fx.Node, module: nn.Module) -> None:
-        name = unused_name(self.gm, "scale")
-        self.gm.add_submodule(name, module)
-        with self.gm.graph.inserting_before(node):
-            scaled = self.gm.graph.call_module(name, (source,))
-        self.shapes[scaled] = self.shapes[source]
-        node.replace_input_with(source, scaled)
-
-    def _module(self, node: fx.Node) -> Any:
-        return self.gm.get_submodule(str(node.target))
-
-    def _place(self, node: fx.Node, module: nn.Module) -> None:
-        """A module for this call; one that is called again stays for the others."""
-        name = str(node.target)
-        calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
-        if len(calls) > 1:
-            node.target = name = unused_name(self.gm, name)
-            self.gm.add_submodule(name, module)
-        else:
-            self.gm.set_submodule(name, module)
+                self.editor.insert(node, source, AffineScale(one))

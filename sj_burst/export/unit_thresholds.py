@@ -9,14 +9,14 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
 from ..functional import per_channel
-from ..graph.evaluate import is_size, record
 from ..graph.operators import SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
-from ..graph.trace import is_module, unused_name
+from ..graph.trace import is_module
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork, check_converted
+from .editor import GraphEditor
 
 __all__ = ["Scale", "check_unsigned", "unit_thresholds"]
 
@@ -122,11 +122,8 @@ class _Folding:
     """Walks through a graph once; every value is its scale times what the new graph has in its place."""
 
     def __init__(self, snn: SpikingNetwork) -> None:
-        self.gm: fx.GraphModule = snn.graph
-        values = record(self.gm, snn.example(2).value)
-        self.shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
-        self.sizes = {n for n, v in values.items() if n.op != "output" and is_size(v)}
-        reset_net(snn)
+        self.editor = GraphEditor(snn)
+        self.gm, self.shapes = self.editor.gm, self.editor.shapes
         self.scales: dict[fx.Node, Tensor] = {}  # of values that are not in units of the ANN
 
     @torch.no_grad()
@@ -134,9 +131,7 @@ class _Folding:
         """Fold, in place."""
         for node in list(self.gm.graph.nodes):
             self._rule(node)(node)
-        self.gm.graph.lint()
-        self.gm.delete_all_unused_submodules()
-        self.gm.recompile()
+        self.editor.finish()
 
     def _rule(self, node: fx.Node) -> Callable[[fx.Node], None]:
         if is_module(self.gm, node, BurstIFNode):
@@ -205,29 +200,22 @@ class _Folding:
         self.scales[node] = scale
 
     def _restore(self, node: fx.Node) -> None:
-        """Let an operation see what it saw in the converted network; sizes are what they were."""
-        if node in self.sizes:
-            return
-        for source in node.all_input_nodes:
-            if source in self.scales:
-                self._insert(node, source, self.scales[source])
+        def undo(source: fx.Node) -> nn.Module | None:
+            return _scale(self.scales[source]) if source in self.scales else None
+
+        self.editor.restore(node, undo)
 
     def _insert(self, node: fx.Node, source: fx.Node, factor: Tensor) -> None:
-        if bool((factor == 1).all()):
-            return
-        name = unused_name(self.gm, "scale")
-        self.gm.add_submodule(name, Scale(factor))
-        with self.gm.graph.inserting_before(node):
-            scaled = self.gm.graph.call_module(name, (source,))
-        self.shapes[scaled] = self.shapes[source]
-        node.replace_input_with(source, scaled)
+        if (module := _scale(factor)) is not None:
+            self.editor.insert(node, source, module)
 
     def _own(self, node: fx.Node) -> Any:
         """The module of a call, for itself: one that is called twice, or tied, may have two scales."""
-        name = str(node.target)
-        module = copy.deepcopy(self.gm.get_submodule(name))
-        calls = [n for n in self.gm.graph.nodes if n.op == "call_module" and n.target == name]
-        if len(calls) > 1:
-            node.target = name = unused_name(self.gm, name)
-        self.gm.add_submodule(name, module)
+        module = copy.deepcopy(self.editor.module(node))
+        self.editor.place(node, module)
         return module
+
+
+def _scale(factor: Tensor) -> Scale | None:
+    """A module that multiplies by a factor, if it does anything."""
+    return None if bool((factor == 1).all()) else Scale(factor)
