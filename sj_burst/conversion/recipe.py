@@ -125,13 +125,16 @@ class _Conversion:
 
 
 def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A step of the recipe: in full precision; a failure leaves nothing behind."""
+    """A step of the recipe: in full precision, of tensors that may have gradients, whatever it is called
+    under; a failure leaves nothing behind.
+    """
 
     @functools.wraps(function)
     def run(self: "BurstRecipe", converter: ann2snn.Converter, model: nn.Module) -> Any:
         kinds = {"cpu", torch.device(converter.device).type}
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.inference_mode(False))
                 for kind in kinds:
                     stack.enter_context(torch.autocast(kind, enabled=False))
                 return function(self, converter, model)
@@ -255,11 +258,6 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             progress=self.progress,
         )
         if rule == "rate_distortion" or self.options.burst_allocation == "sensitivity":
-            if torch.is_inference_mode_enabled():
-                raise ValueError(
-                    "threshold='rate_distortion' and burst_allocation='sensitivity' take gradients, "
-                    "which torch.inference_mode() forbids; convert outside of it"
-                )
             count = self.options.calibration_images
             images = Inputs(join([x.value for x in self._images(count)]))
             parts = [images[i : i + _LARGEST_BATCH] for i in range(0, len(images), _LARGEST_BATCH)]

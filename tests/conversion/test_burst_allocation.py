@@ -148,11 +148,6 @@ def test_one_finite_gamma_above_one_is_wanted(max_spikes):
         Options(burst_allocation="equal")
 
 
-def test_gradients_are_needed(convert):
-    with torch.inference_mode(), pytest.raises(ValueError, match="burst_allocation='sensitivity'"):
-        convert(Bottleneck(), [X], burst_allocation="sensitivity")
-
-
 @pytest.mark.parametrize("allocation", ["sensitivity", "adafire"])
 def test_layers_that_are_silent_keep_the_mean(convert, allocation):
     ann = Bottleneck()

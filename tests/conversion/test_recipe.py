@@ -337,6 +337,19 @@ def test_autocast_does_not_change_a_conversion(convert):
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("options", [{}, {"burst_allocation": "sensitivity", "calibration": "light"}])
+def test_inference_mode_does_not_change_a_conversion(convert, options):
+    """The network may have gradients afterwards, and what finds its options needs some."""
+    x = torch.rand(16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = convert(vgg(), [x], **options).run(x, 4)
+    with torch.inference_mode():
+        snn = convert(vgg(), [x.clone()], **options)
+    found = snn.run(x, 4)
+    assert torch.equal(found, wanted)
+    found.sum().backward()
+    assert next(snn.parameters()).grad.isfinite().all()
+
+
 def test_several_threads_convert_at_once(convert):
     networks = [vgg(seed) for seed in range(4)]
     expected = [convert(net, IMAGES, calibration="none").state_dict() for net in networks]
