@@ -10,6 +10,7 @@ Convert
 Run
     - :class:`SpikingNetwork`: what a conversion returns; ``run(x, T)``, or SpikingJelly's step modes.
     - :func:`simulate`: accuracy after every step, spikes, SynOps, as a :class:`SimulationResult`.
+    - :func:`expect_spikes`: what layers take for granted, and neurons need not send.
     - :func:`fit_early_exit`: how sure an answer must be for a sample to leave early.
     - :func:`set_backend`: torch, numba or CuPy.
     - :func:`save`, :func:`load`: a network in a file, and back to the last bit.
@@ -39,6 +40,7 @@ from .analysis.recommend import recommend
 from .analysis.report import Report, report
 from .backends.dispatch import set_backend
 from .conversion.checkpoint import load, save
+from .conversion.expected import expect_spikes
 from .conversion.recipe import BurstRecipe, convert
 from .graph.standardize import standardize
 from .modules.neuron import BurstIFNode
@@ -59,6 +61,7 @@ __all__ = [
     "SimulationResult",
     "SpikingNetwork",
     "convert",
+    "expect_spikes",
     "export",
     "fit_early_exit",
     "inactivated_share",

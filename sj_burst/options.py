@@ -50,9 +50,9 @@ class Options:
             ``"spike_calibration"`` after unusual silence, ``"allow"`` never.
         expected_spikes: ``"none"``, or ``"median"``: the layers behind a channel expect the median r of
             its spikes in a step, and its neurons send the n − r that differ: the same answers for fewer
-            spikes, where most neurons of a channel fire. Neurons must be able to send negative spikes,
-            and layers to hold a constant current, which zero padding makes differ at borders; see
-            :func:`sj_burst.export.expected_currents`.
+            unary spikes, where most neurons of a channel fire (bursts that travel as one number may be
+            more). Neurons must be able to send negative spikes, and to hold a constant current, which
+            zero padding makes differ at borders; see :func:`sj_burst.export.expected_currents`.
         allowance: A, steps of silence that ``"spike_calibration"`` allows beyond the mean interval; it
             acts from T = A + 2 on.
         calibration: ``"none"``, ``"light"`` (biases) or ``"advanced"`` (weights, biases and the

@@ -104,7 +104,10 @@ def described(result: sj_burst.SimulationResult, ann_accuracy: float) -> str:
     sent = sum(result.spikes[name].sum().item() for name in result.net_spikes)
     kept = sum(spikes.sum().item() for spikes in result.net_spikes.values())
     cells = " ".join(f"{share:7.3f}" for share in shares)
-    return f"{lost:6.2f} {cells} {100 * (1 - kept / sent) if sent else 0.0:8.1f}"
+    churn = (
+        f"{100 * (1 - kept / sent):8.1f}" if sent else f"{'-':>8s}"
+    )  # unknown where some are expected
+    return f"{lost:6.2f} {cells} {churn}"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class LayerReport:
         churn: share of the spikes that were taken back, or took others back; ``None`` for leaky neurons
             and where spikes are expected.
         channels: number of channels.
-        silent: channels that are active in the ANN and never spiked.
+        silent: channels that are active in the ANN, and whose output was always zero.
         dead: channels that are never active in the ANN.
         clipped: share of active ANN neurons (a > 0) with a > Γθ.
         inactivated: share of inactive ANN neurons (a = 0) with a positive output (SIN).
@@ -98,6 +98,7 @@ class LayerTotals:
         self.node, self.time_steps = node, time_steps
         self.sums: dict[str, float] = {}
         self.active: Any = False  # in the ANN, by channel
+        self.fired: Any = False  # in the SNN, and not taken back
 
     def add(self, means: LayerMeans) -> None:
         """Take in one batch."""
@@ -117,6 +118,7 @@ class LayerTotals:
             values["clipped"] = (a > theta * node.max_spikes).sum()
             values["wrong"] = fires_inactivated(means, node, self.time_steps).sum()
             self.active = self.active | _any_in_channel(a > 0)
+            self.fired = self.fired | _any_in_channel(rate != 0)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
 
@@ -126,6 +128,7 @@ class LayerTotals:
         self.sums = dict(zip(self.sums, values.tolist(), strict=True))
         if isinstance(self.active, Tensor):
             self.active = distributed.total(self.active.long()) > 0
+            self.fired = distributed.total(self.fired.long()) > 0
 
     def result(self, events: Tensor | None, net: float | None) -> dict[str, Any]:
         """The measured fields of a :class:`LayerReport`.
@@ -144,14 +147,12 @@ class LayerTotals:
             "unevenness": (s["error"] - s["levels"]) / scale,
         }
         if self.node is not None and events is not None:
-            fired, sent = _any_in_channel(events[:1] > 0), events[0].sum().item()
-            if self.node.expected is not None:  # a channel that fires as expected sends nothing
-                fired = fired | (self.node.expected != 0)
+            sent = events[0].sum().item()
             found |= {
                 "rate": sent / (s["neurons"] * self.time_steps),
                 "churn": None if net is None else 1 - net / sent if sent else 0.0,
                 "channels": len(self.active),
-                "silent": int((self.active & ~fired).sum()),
+                "silent": int((self.active & ~self.fired).sum()),
                 "dead": int((~self.active).sum()),
                 "clipped": s["clipped"] / max(s["active"], 1),
                 "inactivated": s["wrong"] / max(s["inactive"], 1),

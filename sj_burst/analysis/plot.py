@@ -329,6 +329,8 @@ def spike_raster(
 ) -> "tuple[Figure, Axes]":
     """Spikes of one layer for one input: larger dots are longer bursts, orange ones negative spikes.
 
+    Spikes that are expected, and not sent, are drawn too.
+
     Args:
         snn: a converted network; its state is reset before and after.
         x: inputs ``[N, ...]``, or a tuple or dict of several, of which the first is shown.

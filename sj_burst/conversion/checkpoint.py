@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..functional import per_channel
 from ..graph.check import why_held
 from ..graph.trace import activation_names, copy_with_plain_weights
-from ..modules.neuron import BurstIFNode
+from ..modules.neuron import BurstIFNode, check_expected
 from ..modules.pooling import LIPool
 from ..network import InputKind, SpikingNetwork, check_converted
 from ..utils.files import write_atomically
@@ -179,8 +179,7 @@ def _fill(snn: SpikingNetwork, state: dict[str, Tensor]) -> None:
         owner, _, last = name.rpartition(".")
         module = dict(snn.named_modules()).get(owner)
         if last == "expected" and isinstance(module, (BurstIFNode, LIPool)):
-            if not (tensor.isfinite() & (tensor == tensor.round())).all():
-                raise ValueError(f"{owner!r} expects spikes that are no whole numbers")
+            check_expected(tensor, getattr(module, "negative_slope", None))
             module.expected = tensor.clone()
         if last == "bias" and getattr(module, "bias", tensor) is None:
             module.bias = nn.Parameter(tensor.clone())  # type: ignore[union-attr]
@@ -197,14 +196,16 @@ def _check_neurons(snn: SpikingNetwork, example: Any) -> None:
 
     def compare(name: str, node: Any, x: Tensor, y: Tensor) -> None:
         for key in ("threshold", "v_init", "shift", "expected"):
-            if (value := getattr(node, key)) is None:
+            if (value := getattr(node, key, None)) is None:
                 continue
             sample = torch.Size((1, *y.shape[1:]))
             if torch.broadcast_shapes(per_channel(value, y.dim()).shape, sample) != sample:
                 raise ValueError(
-                    f"the {key} of neuron {name!r} is of shape {list(value.shape)}, and its input "
+                    f"the {key} of {name!r} is of shape {list(value.shape)}, and its input "
                     f"of {list(x.shape)}"
                 )
 
-    with forward_hooks(snn.neurons(), compare):
+    modules = dict(snn.graph.named_modules())
+    layers = {name: m for name, m in modules.items() if isinstance(m, (BurstIFNode, LIPool))}
+    with forward_hooks(layers, compare):
         snn.run(example, 1)

@@ -6,27 +6,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backends.events import AT_ONCE
 from ..functional import per_channel
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import LIPool
-from ..network import SpikingNetwork
+from ..network import SpikingNetwork, check_converted
 from ..simulation.plan import steps_at_once
 from ..simulation.spikes import spike_numbers
 from ..simulation.steps import present
 from ..simulation.values import values_of
 from ..simulation.walk import pool_units
 from ..utils import distributed
+from ..utils.checks import check_count
 from ..utils.inference import forward_hooks
-from ..utils.inputs import Inputs
+from ..utils.loader import check_loader, first_samples
 from ..utils.outputs import at_least_single
 
 __all__ = ["expect_spikes"]
 
-_MOST = 255  # spikes a step that are told apart; more may be expected, but are not
+_MOST = 255  # spikes a step that are told apart; more may be sent, but are not expected
 
 
 @torch.no_grad()
-def expect_spikes(snn: SpikingNetwork, images: Iterable[Inputs], time_steps: int) -> None:
+def expect_spikes(
+    snn: SpikingNetwork,
+    loader: Iterable[Any],
+    time_steps: int | None = None,
+    *,
+    images: int = 64,
+    time_dim: int | None = None,
+) -> None:
     r"""Let the layers of a network expect the median of each channel's spikes in a step, in place.
 
     .. math::
@@ -34,13 +43,21 @@ def expect_spikes(snn: SpikingNetwork, images: Iterable[Inputs], time_steps: int
         \sum_{i,\,t} |n_{ci}(t) - r_c| \;\text{ is least}
 
     The current of a layer is :math:`W\theta n = W\theta(n - r) + W\theta r`, of which the second part is
-    constant: the network computes what it did, and sends n − r. Burst neurons and lateral-inhibition
-    pooling have expected spikes, leaky neurons none, whose totals are about zero anyway.
+    constant: the network computes what it did, and sends n − r, in unary events the fewest (one event
+    that carries a number may be sent more often). Burst neurons and lateral-inhibition pooling have
+    expected spikes, leaky neurons none. Conversion does so under ``expected_spikes="median"``, and
+    training in the end; call it if you have changed the network otherwise.
 
     Args:
         snn: a converted network; its state is reset. Without ``channel_wise`` a layer has one r.
-        images: what to look at, in batches.
-        time_steps: T.
+        loader: batches, as for :func:`sj_burst.convert`.
+        time_steps: T; ``None`` for the one it was converted for.
+        images: how many of them to look at.
+        time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`.
+
+    Raises:
+        TypeError: for a network that was not converted, or a loader that cannot be read.
+        ValueError: for numbers below one, or a loader without images.
 
     Source: derived here; that a neuron sends what was not predicted is predictive coding, Rao &
     Ballard, Nature Neuroscience 1999.
@@ -50,41 +67,51 @@ def expect_spikes(snn: SpikingNetwork, images: Iterable[Inputs], time_steps: int
         >>> ann = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))
         >>> _ = nn.init.zeros_(ann[0].weight), nn.init.constant_(ann[0].bias, 3.0)
         >>> snn = sj_burst.convert(ann, [torch.rand(8, 2)], max_spikes=4, progress=False)
-        >>> expect_spikes(snn, [Inputs(torch.rand(8, 2))], time_steps=4)
+        >>> expect_spikes(snn, [torch.rand(8, 2)])
         >>> snn.neurons()["1"].expected.tolist()
         [4.0]
     """
+    check_converted(snn, "expect_spikes")
+    check_loader(loader)
+    steps = snn.options.time_steps if time_steps is None else time_steps
+    check_count(time_steps=steps, images=images)
+    seen = [x.to(snn.device) for x in first_samples(loader, images, "loader", time_dim)]
+    units = pool_units(snn.graph, values_of(snn, seen[0][:1]))
+    layers = {n: m for n, m in snn.graph.named_modules() if _may_expect(m, n in units)}
+    channel_wise = snn.options.channel_wise
     histograms: dict[str, Tensor] = {}
-    layers = dict(snn.graph.named_modules())
-    units: dict[str, Tensor] = {}
 
     def add(name: str, module: nn.Module, _: Any, y: Tensor) -> None:
-        if isinstance(module, BurstIFNode):
-            numbers = spike_numbers(module, y)
-        else:
-            numbers = at_least_single(y) / per_channel(units[name], y.dim()).to(y)
-        found = _histogram(numbers, snn.options.channel_wise)
-        histograms[name] = histograms.get(name, 0) + found
+        for part in y.split(max(1, AT_ONCE * len(y) // max(1, y.numel()))):
+            numbers = _numbers(module, part, units.get(name))
+            found = _histogram(numbers, channel_wise)
+            histograms[name] = histograms[name] + found if name in histograms else found
 
-    for x in images:
-        if not histograms:
-            units = pool_units(snn.graph, values_of(snn, x[:1]))
-            sending = {name: layers[name] for name in layers if _may_expect(layers[name], name in units)}
-        with present(snn, x) as shown, forward_hooks(sending, add):
-            for _ in shown.chunks(time_steps, steps_at_once(len(x))):
-                pass
+    with forward_hooks(layers, add):
+        for x in seen:
+            with present(snn, x) as shown:
+                for _ in shown.chunks(steps, steps_at_once(len(x))):
+                    pass
+    dtype = next(iter(snn.neurons().values())).threshold.dtype
     for name, histogram in histograms.items():
         counts = distributed.total(histogram).cumsum(1)
-        median = (counts < counts[:, -1:] / 2).sum(1)
-        dtype = next(iter(snn.neurons().values())).threshold.dtype
-        expected = median.to(dtype) if snn.options.channel_wise else median.to(dtype).squeeze()
-        layers[name].expected = expected if bool(median.any()) else None
+        median = (counts < counts[:, -1:] / 2).sum(1).to(dtype)
+        median = median if channel_wise else median.squeeze()
+        layers[name].expected = median if bool(median.any()) else None
 
 
 def _may_expect(module: nn.Module, pools_spikes: bool) -> bool:
     if isinstance(module, BurstIFNode):
         return module.negative_slope is None
     return isinstance(module, LIPool) and pools_spikes
+
+
+def _numbers(module: nn.Module, y: Tensor, unit: Tensor | None) -> Tensor:
+    """How many spikes there are in what a neuron or a pooling, with its unit, has sent."""
+    if isinstance(module, BurstIFNode):
+        return spike_numbers(module, y)
+    assert unit is not None
+    return at_least_single(y) / per_channel(unit, y.dim()).to(y)
 
 
 def _histogram(numbers: Tensor, channel_wise: bool) -> Tensor:

@@ -430,8 +430,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if self.options.expected_spikes == "none":
             return
         count = min(_MEASURED, self.options.calibration_images)
-        images = [x.to(snn.device) for x in self._images(count)]
-        expect_spikes(snn, images, self.options.time_steps)
+        expect_spikes(snn, self._pictures, images=count)
 
     @property
     def _open(self) -> _Conversion:

@@ -1,4 +1,4 @@
-"""What expected spikes amount to in the layers behind: a constant current, for a chip to hold."""
+"""What expected spikes amount to where others arrive: a constant current, for a chip to hold."""
 
 import copy
 from typing import Any
@@ -8,7 +8,6 @@ from torch import Tensor, fx
 
 from ..functional import per_channel
 from ..graph.evaluate import evaluate_node
-from ..graph.operators import WEIGHTED, WEIGHTED_CALLS
 from ..graph.trace import call_sites, is_module
 from ..modules.integers import IntegerLayer
 from ..modules.temporal import TimeFold, time_folded
@@ -16,28 +15,31 @@ from ..network import SpikingNetwork, check_converted
 from ..simulation.spikes import POOLS, SOURCES
 from ..simulation.values import values_of
 from ..simulation.walk import pool_units
+from ..utils.outputs import tensors_of
 
 __all__ = ["expected_currents"]
 
 
 @torch.no_grad()
 def expected_currents(snn: SpikingNetwork) -> dict[str, Tensor]:
-    r"""The constant current that expected spikes cause in every layer, in a step.
+    r"""The constant current that expected spikes cause, in a step, wherever spikes arrive.
 
     .. math::
         z(t) = b + W \theta\, (n(t) - r) + W \theta r
 
-    of which a chip holds the last part beside the bias b, because what its neurons send is n − r. It
-    differs at borders, where zero padding has no neurons.
+    of which a chip holds the last part, because what its neurons send is n − r. W is all that lies
+    between: layers, their sums, shortcuts without weights. The part differs at borders, where zero
+    padding has no neurons.
 
     Args:
         snn: a network converted with ``expected_spikes="median"``, or what
             :func:`~sj_burst.export.unit_thresholds` made of it; its state is reset.
 
     Returns:
-        By the name of the layer, or of its call if it is called several times, the current
-        ``[C, ...]`` for inputs of the size that the network was calibrated on; layers in which no
-        spike is expected are left out.
+        What to add to the input of every neuron and every max-pooling, by its name, or by its call if it
+        is called several times, and to ``"output"`` (``"output.0"``, … if there are several):
+        ``[C, ...]``, for inputs of the size that the network was calibrated on. What would be zero is
+        left out.
 
     Raises:
         TypeError: for a network that was not converted.
@@ -53,45 +55,61 @@ def expected_currents(snn: SpikingNetwork) -> dict[str, Tensor]:
         >>> options = {"expected_spikes": "median", "calibration": "none", "progress": False}
         >>> snn = sj_burst.convert(ann, [torch.rand(8, 2)], **options)
         >>> expected_currents(snn)
-        {'2': tensor([6.])}
+        {'output': tensor([6.])}
     """
     check_converted(snn, "expected_currents", folded=True)
     if any(isinstance(module, IntegerLayer) for module in snn.graph.modules()):
         raise ValueError("expected_currents wants real weights; pass the network before to_integers")
     precise = copy.deepcopy(snn).double()
     gm, x = precise.graph, precise.example()
-    values = values_of(precise, x)
-    units = pool_units(gm, values)
+    sent = _expected_outputs(precise)
     with time_folded(gm, TimeFold(1, 1)):
-        with_them, without = (_values(gm, x.value, values, units, share) for share in (1.0, 0.0))
-    found, dtype = {}, next(iter(snn.neurons().values())).threshold.dtype
+        some = _values(gm, x.value, sent)
+        none = _values(gm, x.value, {node: torch.zeros_like(value) for node, value in sent.items()})
+    dtype = next(iter(snn.neurons().values())).threshold.dtype
+    found = {}
     for node in gm.graph.nodes:
-        if is_module(gm, node, WEIGHTED) or node.target in WEIGHTED_CALLS:
-            current = (with_them[node] - without[node])[0]
-            once = node.op == "call_module" and call_sites(gm, node.target) == 1
-            if bool(current.any()):
-                found[str(node.target) if once else node.name] = current.to(dtype)
+        if node in sent or node.op == "output":
+            for name, receives in _arriving(gm, node).items():
+                parts = tensors_of(some[receives]), tensors_of(none[receives])
+                for path, value in parts[0].items():
+                    current = value - parts[1][path]
+                    if current.is_floating_point() and bool(current.any()):
+                        found[".".join(map(str, (name, *path)))] = current[0].to(dtype)
     return found
 
 
-def _values(
-    gm: fx.GraphModule, x: Any, values: dict[fx.Node, Any], units: dict[str, Tensor], share: float
-) -> dict[fx.Node, Any]:
-    """Of all nodes, where neurons and poolings send a share of what is expected, and nothing else."""
+def _arriving(gm: fx.GraphModule, node: fx.Node) -> dict[str, fx.Node]:
+    """What arrives at a neuron, at a pooling or at the output, by its name."""
+    if node.op == "output":
+        return {"output": node}
+    once = call_sites(gm, node.target) == 1
+    return {str(node.target) if once else node.name: node.all_input_nodes[0]}
+
+
+def _expected_outputs(snn: SpikingNetwork) -> dict[fx.Node, Tensor]:
+    """What the expected spikes of everything that sends some weigh ``[1, ...]``."""
+    gm = snn.graph
+    values = values_of(snn, snn.example())
+    units = pool_units(gm, values)
+    sent = {}
+    for node in gm.graph.nodes:
+        if not is_module(gm, node, (*SOURCES, *POOLS)):
+            continue
+        module: Any = gm.get_submodule(str(node.target))
+        unit = units.get(str(node.target), getattr(module, "threshold", None))
+        expected, like = getattr(module, "expected", None), values[node]
+        if expected is None or unit is None:
+            sent[node] = torch.zeros_like(like)
+        else:
+            weighs = per_channel(expected, like.dim()) * per_channel(unit, like.dim())
+            sent[node] = weighs.expand_as(like)
+    return sent
+
+
+def _values(gm: fx.GraphModule, x: Any, sent: dict[fx.Node, Tensor]) -> dict[fx.Node, Any]:
+    """Of all nodes, where neurons and poolings send what is given."""
     own: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
-        if is_module(gm, node, (*SOURCES, *POOLS)):
-            own[node] = share * _sent(gm, node, values[node], units)
-        else:
-            own[node] = evaluate_node(gm, node, own.__getitem__, x)
+        own[node] = sent[node] if node in sent else evaluate_node(gm, node, own.__getitem__, x)
     return own
-
-
-def _sent(gm: fx.GraphModule, node: fx.Node, value: Tensor, units: dict[str, Tensor]) -> Tensor:
-    """What the spikes that are expected weigh, shaped as a value."""
-    module: Any = gm.get_submodule(str(node.target))
-    expected, unit = getattr(module, "expected", None), units.get(str(node.target))
-    unit = getattr(module, "threshold", None) if unit is None else unit
-    if expected is None or unit is None:
-        return torch.zeros_like(value)
-    return (per_channel(expected, value.dim()) * per_channel(unit, value.dim())).expand_as(value)

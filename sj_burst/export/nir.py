@@ -16,9 +16,10 @@ from ..graph.repeat import RepeatOverTime
 from ..graph.units import FLATTENING
 from ..modules.integers import plain_window
 from ..modules.neuron import BurstIFNode
+from ..modules.scale import Scale
 from ..network import SpikingNetwork, check_converted
 from .sinabs import SinabsNetwork, sinabs_neurons
-from .unit_thresholds import Scale, check_unsigned, unit_thresholds
+from .unit_thresholds import check_unsigned, unit_thresholds
 
 __all__ = ["from_nir", "to_nir"]
 

@@ -8,39 +8,17 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..functional import per_channel
 from ..graph.operators import SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..graph.units import meets_channels, passed_on, scale_inputs, scale_outputs
 from ..modules.neuron import BurstIFNode
+from ..modules.scale import Scale
 from ..modules.temporal import TemporalModule
 from ..network import SpikingNetwork, check_converted
 from .editor import GraphEditor
 
-__all__ = ["Scale", "check_unsigned", "unit_thresholds"]
-
-
-class Scale(nn.Module):
-    """Multiply every channel by a number, where no weights can do it.
-
-    Args:
-        factor: a scalar, one value per channel (dimension 1), or one per number of a sample.
-
-    Example:
-        >>> Scale(torch.tensor([1.0, 2.0]))(torch.ones(1, 2)).tolist()
-        [[1.0, 2.0]]
-    """
-
-    factor: Tensor
-
-    def __init__(self, factor: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("factor", factor.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, ...]`` to ``[N, ...]``."""
-        return x * per_channel(self.factor, x.dim())
+__all__ = ["check_unsigned", "unit_thresholds"]
 
 
 def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
@@ -51,7 +29,8 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
         v(0)' = v(0) / \theta'_o, \quad \text{shift}' = \text{shift} / \theta'_o
 
     with θ of the neurons before a layer and θ' of those after it. Poolings of spikes are as they were.
-    Where a scale meets no weights of its own, as in the branches of a sum, a :class:`Scale` stands. The
+    Where a scale meets no weights of its own, as in the branches of a sum, a
+    :class:`~sj_burst.modules.scale.Scale` stands. The
     spikes are the same, step by step, but for rounding; ``state_dict()`` holds the folded weights.
     Expected spikes stay so: a chip sends the others, and holds what
     :func:`~sj_burst.export.expected_currents` returns.
@@ -107,7 +86,8 @@ def _problem(name: str, module: nn.Module) -> str | None:
         if module.negative_slope is not None:
             return f"{name} (LeakyReLU); train with ReLU"
         if module.expected is not None:
-            return f"{name} (expected spikes); convert with inactivated_spikes='allow'"
+            remedy = "expected_spikes='none', inactivated_spikes='allow'"
+            return f"{name} (expected spikes); convert with {remedy}"
         if type(module) is not BurstIFNode or module.signed:
             return f"{name} (spikes are taken back); convert with inactivated_spikes='allow'"
         return None

@@ -112,6 +112,6 @@ class CountingNode(BurstIFNode):
         """T steps on explicit state ``(v, sent)``; inputs ``[T, N, ...]``."""
         v, sent = states
         n_seq, v, sent, self.spike_counts = dispatch.count_multi_step(
-            self.backend, inputs, v, sent=sent, count=self.counts_itself, **self._given(v.dim())
+            self.backend, inputs, v, sent=sent, count=self._backend_counts, **self._given(v.dim())
         )
         return (n_seq,), (v, sent)

@@ -14,7 +14,7 @@ from ..backends.events import SpikeCounts
 from ..backends.layout import state_dtype
 from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
-__all__ = ["MOST_LEVELS", "BurstIFNode", "check_max_spikes", "mean_output", "neurons"]
+__all__ = ["MOST_LEVELS", "BurstIFNode", "check_expected", "check_max_spikes", "mean_output", "neurons"]
 
 MOST_LEVELS = 1024  # of a surrogate gradient: each takes time, and memory for all inputs
 
@@ -50,10 +50,10 @@ class BurstIFNode(TemporalModule):
         step_mode: ``"s"`` for input ``[N, ...]``, ``"m"`` for input ``[T, N, ...]``.
         store_v_seq: in multi-step mode keep the membrane potential after every step in ``v_seq``.
         backend: what runs the multi-step forward; see :func:`sj_burst.set_backend`.
-        expected: r, spikes a step that need not be sent, whole numbers shaped as ``threshold``: the
-            layers behind have what they cause in their biases, and a neuron sends the n − r that differ,
-            which is what counts as its spikes. It still *emits* θ·n, which is what arrives. ``None`` for
-            none.
+        expected: r, spikes a step that need not be sent, one whole number or one for each channel:
+            what they cause is a constant current of those who read them, and a neuron sends the n − r
+            that differ, which is what counts as its spikes. It still *emits* θ·n, which is what arrives.
+            ``None`` for none.
 
     Attributes:
         count_spikes: ask the backend to count spikes while it emits them.
@@ -126,12 +126,12 @@ class BurstIFNode(TemporalModule):
                 f"negative_slope must be finite, got {negative_slope}; check the network's weights"
             )
         if self.expected is not None:
-            _check_expected(self.expected, self.negative_slope)
+            check_expected(self.expected, self.negative_slope)
         self.register_memory("v", None)
         self.register_memory("sent", None)
 
     @property
-    def counts_itself(self) -> bool:
+    def _backend_counts(self) -> bool:
         """Whether the backend is to count spikes, which knows nothing of expected ones."""
         return self.count_spikes and self.expected is None
 
@@ -205,7 +205,7 @@ class BurstIFNode(TemporalModule):
         assert isinstance(v, Tensor) and (sent is None or isinstance(sent, Tensor))
         parameters = self._parameters_for(z_seq, v, z_seq.dim() - 1)
         y_seq, v, sent, self.spike_counts = dispatch.burst_multi_step(
-            self.backend, z_seq, v, sent=sent, count=self.counts_itself, **parameters
+            self.backend, z_seq, v, sent=sent, count=self._backend_counts, **parameters
         )
         return (y_seq,), (v, sent)
 
@@ -235,6 +235,7 @@ class BurstIFNode(TemporalModule):
         return (
             f"threshold={_summary(self.threshold)}, max_spikes={self.max_spikes}, "
             f"v_init={_summary(self.v_init)}, {kind}, step_mode={self.step_mode}"
+            + ("" if self.expected is None else f", expected={_summary(self.expected)}")
         )
 
 
@@ -269,13 +270,20 @@ def _check_channels(value: Tensor, x: Tensor, what: str) -> None:
         )
 
 
-def _check_expected(expected: Tensor, negative_slope: Tensor | None) -> None:
+def check_expected(expected: Tensor, negative_slope: Tensor | None = None) -> None:
+    """Raise unless they are numbers of spikes that neurons may be expected to send."""
     if negative_slope is not None:
         raise ValueError(
             "expected is for neurons that are never below zero; leave it out with a negative_slope"
         )
-    if not (expected.isfinite() & (expected == expected.round())).all():
-        raise ValueError(f"expected must be whole numbers of spikes, got {expected.tolist()}")
+    if expected.dim() > 1:
+        raise ValueError(
+            f"expected must be one number, or one for each channel, got {list(expected.shape)}"
+        )
+    if not ((expected >= 0) & (expected <= LARGEST_COUNT) & (expected == expected.round())).all():
+        raise ValueError(
+            f"expected must be whole numbers from 0 to {LARGEST_COUNT}, got {expected.tolist()}"
+        )
 
 
 LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it

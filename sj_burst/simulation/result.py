@@ -23,9 +23,9 @@ class SimulationResult:
         output: ``[samples, ...]``, the answer: output averaged over the steps that a sample took (logits
             of a classifier), after the read-out, if there is one; for the samples of this process.
         spikes: for every layer of neurons ``[T]``, spikes per sample in each step (a burst of n
-            counts n, a negative spike 1).
-        net_spikes: the same with negative spikes taken off; layers of leaky neurons, whose totals may
-            rightly be negative, are left out.
+            counts n, a negative spike 1, one that is expected nothing).
+        net_spikes: the same with negative spikes taken off; layers whose totals may rightly be negative,
+            of leaky neurons or with expected spikes, are left out.
         samples: number of samples, of all processes.
         seconds: wall time of the forward passes of this process.
         operations: synaptic operations and energy per sample, of a network converted by

@@ -155,21 +155,21 @@ class SpikeCounter:
         """Spikes in what a module has emitted ``[T·N, ...]``."""
         fold = getattr(module, "time_fold", None)
         steps = 1
-        if fold is not None and len(y) != fold.batch:  # else one row a sample, whatever the steps
+        if fold is None and getattr(module, "step_mode", "s") == "m":  # by hand: [T, N, ...]
+            steps, y = len(y), y.flatten(0, 1)
+        elif fold is not None and len(y) != fold.batch:  # else one row a sample, whatever the steps
             steps = fold.steps
         backend = module.backend if isinstance(module, TemporalModule) else "auto"
         unit = self._pool_units.get(name, getattr(module, "threshold", None))
         whole = isinstance(module, BurstIFNode)
+        counted = not y.is_floating_point()  # y is a number of spikes already
         if isinstance(module, BurstIFNode) and module.negative_slope is not None:
             y, unit = spike_numbers(module, y), None
-        if unit is not None:
-            unit = per_channel(unit, y.dim())
+        unit = None if counted or unit is None else per_channel(unit, y.dim())
         expected = getattr(module, "expected", None)
         if expected is not None and (whole or name in self._pool_units):
-            expected = per_channel(expected, y.dim())
-            y = y - (expected if unit is None or not y.is_floating_point() else expected * unit).to(y)
-        counted = not y.is_floating_point()  # y is a number of spikes already
-        unit = None if counted else unit
+            expected = per_channel(at_least_single(expected), y.dim())
+            y = at_least_single(y) - (expected if unit is None else expected * unit)
         counts = count_outputs(backend, y.unflatten(0, (steps, -1)), unit, whole or counted)
         return counts if whole and expected is None else counts._replace(net=None)
 

@@ -31,9 +31,10 @@ def synops(
     .. math::
         \text{SynOps} = \sum_i \text{fan-out}_i \sum_t |n_i(t)|
 
-    over the inputs i of every weighted layer: a burst of n spikes counts n, a negative spike 1, and
-    the fan-out of a position is the number of weights that it really meets (borders, stride, groups
-    and dilation included). Conventions, labelled *derived here*:
+    over the inputs i of every weighted layer: a burst of n spikes counts n, a negative spike 1 (of
+    neurons with ``expected_spikes`` those that differ count), and the fan-out of a position is the
+    number of weights that it really meets (borders, stride, groups and dilation included).
+    Conventions, labelled *derived here*:
 
     - Max-pooling passes on the spikes that it emits. Average pooling is merged into the layer after
       it: each spike counts once in every window that it lies in. So are unfused BatchNorm and
@@ -44,8 +45,8 @@ def synops(
     - A weighted layer in the read-out runs once, as MACs.
     - The analog remainder of ``"compensated"`` coding counts as its size in spikes.
     - Under ``torchrun`` every process counts its own batches, and all return the result over all.
-    - Updates of neurons, pooling windows, biases and memory traffic are not counted; neither are
-      they for the ANN.
+    - Updates of neurons, pooling windows, biases and other constant currents, and memory traffic are
+      not counted; neither are they for the ANN.
 
     Args:
         snn: a network that ``BurstRecipe`` or a recipe of SpikingJelly converted; its state is reset

@@ -16,6 +16,7 @@ from ..graph.readout import ReadOut
 from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..modules.integers import AffineScale, CountPool, IntegerLayer, OfBytes
+from ..modules.scale import Scale
 from .spikes import POOLS, SOURCES
 
 __all__ = ["LayerCost", "SpikeWalk", "pool_units", "readout_costs"]
@@ -111,7 +112,7 @@ class SpikeWalk:
             return _Spikes(list(self.emitted[name]), unit)
         if is_module(self.gm, node, (RepeatOverTime, AffineScale)):
             return source
-        if is_module(self.gm, node, BATCH_NORMS):
+        if is_module(self.gm, node, (*BATCH_NORMS, Scale)):
             factor = _factor(self.gm.get_submodule(name), source.unit)
             return _Spikes(source.counts, source.unit * factor)
         if is_module(self.gm, node, CountPool):
@@ -257,7 +258,9 @@ def _by_channel(unit: Tensor) -> Tensor:
 
 
 def _factor(norm: Any, like: Tensor) -> Tensor:
-    """By how much a BatchNorm makes a spike weigh more, by channel."""
+    """By how much a BatchNorm or a factor makes a spike weigh more, by channel."""
+    if isinstance(norm, Scale):
+        return per_channel(norm.factor.double().abs(), like.dim())
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.detach().double()

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from ..conversion.expected import expect_spikes
 from ..conversion.weights import round_all
 from ..graph.quantised import quantised
 from ..modules.rate import RateNeuron
@@ -28,7 +29,7 @@ from .energy import EnergyPenalty
 from .epoch import Writer, step
 from .run import Run, started_from
 
-__all__ = ["distil", "distillation_loss", "rounded_again"]
+__all__ = ["adapted", "distil", "distillation_loss"]
 
 
 def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
@@ -217,7 +218,7 @@ def distil(
         run.save(epoch, **({} if energy is None else {"price": energy.price}))
     if energy is not None:
         energy.warn_of_excess()
-    return rounded_again(student.finish())
+    return adapted(student.finish(), loader, steps, time_dim)
 
 
 def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
@@ -229,11 +230,19 @@ def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
         )
 
 
-def rounded_again(snn: SpikingNetwork) -> SpikingNetwork:
-    """The same network, with weights of few bits rounded to the thresholds that they meet now."""
+def adapted(
+    snn: SpikingNetwork, loader: Iterable[Any], time_steps: int, time_dim: int | None
+) -> SpikingNetwork:
+    """The same network, what its options ask for made anew.
+
+    Weights of few bits are rounded to the thresholds that they meet now, and spikes are expected that
+    are sent now.
+    """
     if snn.options.weight_bits is not None:
         round_all(snn.graph, snn.options.weight_bits, snn.example().value)
         reset_net(snn)
+    if snn.options.expected_spikes != "none":
+        expect_spikes(snn, loader, time_steps, time_dim=time_dim)
     return snn
 
 

@@ -21,7 +21,7 @@ from ..utils.inputs import Inputs, call
 from ..utils.labels import check_labels
 from ..utils.loader import check_time_dim, length_of
 from ..utils.outputs import map_tensors, select_output
-from .distil import rounded_again
+from .distil import adapted
 from .epoch import Writer, has_class, labelled, train_epoch
 from .run import Run, started_from
 
@@ -199,7 +199,7 @@ def finetune(
         run.save(epoch)
     reset_net(net)
     set_step_mode(net, snn.step_mode)
-    return rounded_again(net)
+    return adapted(net, loader, time_steps, time_dim)
 
 
 def _check_levels(snn: SpikingNetwork) -> None:

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sj_burst
-from sj_burst import BurstIFNode, report, simulate, synops
-from sj_burst.conversion.expected import expect_spikes
+from sj_burst import BurstIFNode, expect_spikes, report, simulate, synops
 from sj_burst.export import to_integers, unit_thresholds
 from sj_burst.graph.quantised import quantised
 from sj_burst.modules.pooling import LIPool
 from sj_burst.rules.rate_distortion import spikes_and_errors
 from sj_burst.rules.statistics import ActivationStatistics
 from sj_burst.rules.transfer import Transfer
+from sj_burst.simulation.spikes import count_spikes
 from sj_burst.training.energy import EnergyPenalty
 from sj_burst.utils.inputs import Inputs
-from tests.networks import resnet, vgg
+from tests.networks import randomize_batch_norm, resnet, vgg
 from tests.simulation.test_synops import brute_force, conv_fanout, events_of
 
 X = torch.rand(48, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -227,7 +227,7 @@ def test_files_hold_them(convert, tmp_path):
     assert synops(again, [X], 2) == synops(snn, [X], 2)
 
 
-@pytest.mark.parametrize(("value", "match"), [(0.5, "no whole numbers"), (None, "for 3 channels")])
+@pytest.mark.parametrize(("value", "match"), [(0.5, "whole numbers"), (None, "for 3 channels")])
 def test_wrong_ones_in_a_file_are_told_of(convert, tmp_path, value, match):
     snn = convert(busy(vgg()), [X], time_steps=2, **MEDIAN)
     node = next(node for node in snn.neurons().values() if node.expected is not None)
@@ -256,7 +256,7 @@ def test_other_sizes_run(convert):
     snn = convert(net, [X], time_steps=2, **MEDIAN)
     larger = torch.rand(4, 2, 12, 12)
     assert simulate(snn, [larger], 2, progress=False).operations.synops > 0
-    expect_spikes(snn, [Inputs(larger)], 2)
+    expect_spikes(snn, [larger], 2)
     assert snn.neurons()["1"].expected.shape == (6,)
 
 
@@ -268,6 +268,11 @@ def test_expected_spikes_want_neurons_that_take_back(convert):
 
 
 def test_a_neuron_checks_them():
+    for wrong in (-1.0, float("nan"), float("inf"), 1e9):
+        with pytest.raises(ValueError, match="whole numbers"):
+            BurstIFNode(1.0, 4, expected=wrong)
+    with pytest.raises(ValueError, match="one for each channel"):
+        BurstIFNode(1.0, 4, expected=torch.ones(2, 3))
     with pytest.raises(ValueError, match="whole numbers"):
         BurstIFNode(1.0, 4, expected=0.5)
     with pytest.raises(ValueError, match="never below zero"):
@@ -276,3 +281,74 @@ def test_a_neuron_checks_them():
     with pytest.raises(ValueError, match="expected spikes"):
         BurstIFNode(1.0, 4, expected=torch.ones(3))(torch.ones(2, 5))
     assert node(torch.full((1, 3), 2.5)).tolist() == [[2.0, 2.0, 2.0]]
+
+
+def test_counts_in_int8_do_not_overflow(convert):
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    nn.init.constant_(net[0].bias, 5.0)
+    x = torch.rand(64, 2)
+    snn = convert(net, [x], time_steps=2, max_spikes=127, weight_bits=8, **MEDIAN)
+    assert snn.neurons()["1"].expected.max() > 64
+    frames = torch.stack(
+        [torch.rand(8, 2), -1000 * torch.rand(8, 2) - 500]
+    )  # sends all, then takes it back
+    wanted, found = (
+        simulate(net, [frames], 2, time_dim=0, progress=False).operations.synops
+        for net in (snn, to_integers(snn))
+    )
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_steps_by_hand_are_counted(backend):
+    r = torch.tensor([1.0, 2.0, 0.0])
+    node = BurstIFNode(torch.tensor([0.5, 1.0, 0.7]), 4, signed=True, step_mode="m", expected=r)
+    node.backend = backend
+    z = torch.rand(5, 4, 3) * 4
+    with count_spikes(nn.Sequential(node)) as counter:
+        y = node(z)
+    n = (y / node.threshold).round()
+    assert torch.equal(
+        counter.per_neuron[""][0] if "" in counter.per_neuron else counter.per_neuron["0"][0],
+        (n - r).abs().double().sum((0, 1)),
+    )
+
+
+@pytest.mark.parametrize("how", ["distil", "finetune"])
+def test_training_expects_what_is_sent_in_the_end(convert, how):
+    net = busy(vgg())
+    snn = convert(net, [X], time_steps=2, max_spikes=4, **MEDIAN)
+    if how == "distil":
+        tuned = sj_burst.training.distil(snn, net, [X], epochs=5, lr=0.1, progress=False)
+    else:
+        labelled = [(X, torch.arange(48) % 5)]
+        tuned = sj_burst.training.finetune(snn, labelled, 2, epochs=2, lr=0.05, progress=False)
+    before = synops(tuned, [X], 2).synops
+    expect_spikes(tuned, [X], 2)
+    assert synops(tuned, [X], 2).synops == before
+    for name, module in tuned.graph.named_modules():
+        if isinstance(module, (BurstIFNode, LIPool)):
+            module.expected = snn.graph.get_submodule(name).expected  # those of before
+    assert synops(tuned, [X], 2).synops > before
+
+
+def test_a_channel_whose_output_is_zero_is_silent(convert):
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    nn.init.constant_(net[0].bias, 2.0)
+    snn = convert(net, [torch.rand(8, 2)], time_steps=2, **MEDIAN)
+    with torch.no_grad():
+        snn.graph.get_submodule("0").bias -= 100
+    assert report(snn, net, [torch.rand(8, 2)], 2).layers[0].silent == 3
+
+
+def test_factors_of_unit_thresholds_are_no_spikes(convert):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(144, 3)),
+    )
+    snn = convert(randomize_batch_norm(net).eval(), [X], time_steps=3)
+    assert synops(unit_thresholds(snn), [X], 3).synops == pytest.approx(
+        synops(snn, [X], 3).synops, rel=1e-3
+    )

@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sj_burst import BurstIFNode
 from sj_burst.export import expected_currents, to_integers, to_neurobench, to_sinabs, unit_thresholds
-from tests.networks import resnet
+from sj_burst.modules.pooling import LIPool
+from sj_burst.simulation.values import values_of
+from sj_burst.simulation.walk import pool_units
+from sj_burst.utils.inputs import Inputs
+from tests.networks import resnet, vgg
 
 X = torch.rand(12, 2, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +35,7 @@ def test_neurons_that_send_the_rest_fire_alike(convert, unit):
     snn = convert(network(), [X], time_steps=3, max_spikes=5, expected_spikes="median")
     snn = unit_thresholds(snn) if unit else snn
     extra, nodes, modules = expected_currents(snn), snn.neurons(), dict(snn.graph.named_modules())
-    assert sorted(extra) == ["3", "6"] and all(node.expected is not None for node in nodes.values())
+    assert sorted(extra) == ["4", "output"] and all(node.expected is not None for node in nodes.values())
     wanted = snn.run(X, 3)
     memory = {}
 
@@ -47,35 +52,76 @@ def test_neurons_that_send_the_rest_fire_alike(convert, unit):
     pooled = modules["2"] if "2" in modules else nn.AvgPool2d(2)
     for t in range(3):
         sent = pooled(neuron("1", F.conv2d(X, first.weight, first.bias, padding=1)))
-        z = F.conv2d(sent, second.weight, second.bias, padding=1, stride=2) + extra["3"]
+        z = F.conv2d(sent, second.weight, second.bias, padding=1, stride=2) + extra["4"]
         sent = neuron("4", z).flatten(1)
-        out = F.linear(sent, last.weight, last.bias) + extra["6"]
+        out = F.linear(sent, last.weight, last.bias) + extra["output"]
         assert torch.allclose(out, wanted[t], atol=1e-4), t
-    assert any(
-        (current - current.mean((-1, -2), keepdim=True)).abs().max() > 1e-3 for current in [extra["3"]]
-    )  # borders differ
+    means = extra["4"].mean((-1, -2), keepdim=True)
+    assert (extra["4"] - means).abs().max() > 1e-3  # borders differ
 
 
-def test_sums_and_poolings(convert):
-    """On a residual network: currents with all spikes are those of the others and the constant."""
-    x = torch.rand(8, 3, 12, 12)
+class Branches(nn.Module):
+    """A shortcut without weights, a maximum of two branches, concatenation, and a last ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
+        self.c, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        for layer, bias in ((self.a, 1.0), (self.b, 0.8), (self.c, 0.5), (self.d, 0.5)):
+            nn.init.constant_(layer.bias, bias)
+
+    def forward(self, x):
+        a, b = self.a(x).relu(), self.b(x).relu()
+        c = (self.c(a) + a).relu()
+        d = torch.maximum(a, b)
+        return self.d(torch.cat([self.pool(c), self.pool(d)], 1)).relu().mean((2, 3))
+
+
+def busy_resnet():
     net = resnet()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.bias, 0.0, 1.5)
-    snn = convert(net, [x], time_steps=2, expected_spikes="median").double()
-    extra, x = expected_currents(snn), x.double()
-    seen = {}
-    name = max(extra, key=lambda key: extra[key].numel())
-    layer, node = snn.graph.get_submodule(name), None
-    layer.register_forward_hook(lambda _, given, out: seen.update(given=given[0], out=out))
-    with torch.no_grad():
-        snn.run(x, 1)
-        reader = next(n for n in snn.graph.graph.nodes if n.target == name)
-        node = snn.graph.get_submodule(str(reader.all_input_nodes[0].target))
-        rest = seen["given"] - (node.threshold * node.expected).view(-1, 1, 1)
-        again = F.conv2d(rest, layer.weight, layer.bias, layer.stride, layer.padding) + extra[name]
-    assert torch.allclose(again, seen["out"], atol=1e-9)
+    return net
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("channel_wise", [True, False])
+@pytest.mark.parametrize(("make", "channels"), [(busy_resnet, 3), (vgg, 2), (Branches, 2)])
+def test_a_chip_that_sends_the_rest_answers_alike(convert, make, channels, channel_wise, unit):
+    """Everything that sends leaves out what is expected, everything that reads adds its constant."""
+    torch.manual_seed(0)
+    net, x = make(), torch.rand(8, channels, 8, 8)
+    options = {"time_steps": 2, "max_spikes": 5, "channel_wise": channel_wise}
+    snn = convert(net, [x], expected_spikes="median", **options).double()
+    snn = unit_thresholds(snn) if unit else snn
+    x, extra = x.double(), expected_currents(snn)
+    wanted, units = snn.run(x, 3), pool_units(snn.graph, values_of(snn, Inputs(x[:1])))
+    sends = [m for m in snn.graph.modules() if isinstance(m, (BurstIFNode, LIPool))]
+    assert len(extra) > 1 and any(module.expected is not None for module in sends)
+
+    def leave_out(name, module):
+        unit = units.get(name, getattr(module, "threshold", None))
+
+        def hook(_, __, y):
+            if module.expected is None or unit is None:
+                return y
+            shape = (-1, *[1] * (y.dim() - 2))
+            return y - module.expected.view(shape if module.expected.dim() else ()) * unit.view(
+                shape if unit.dim() == 1 else unit.shape
+            )
+
+        return hook
+
+    for name, module in snn.graph.named_modules():
+        if isinstance(module, (BurstIFNode, LIPool)):
+            module.register_forward_hook(leave_out(name, module))
+            if name in extra:
+                module.register_forward_pre_hook(lambda _, given, c=extra[name]: (given[0] + c,))
+    sent = snn.run(x, 3) + extra.get("output", 0)
+    assert torch.allclose(sent, wanted, atol=1e-9)
 
 
 def test_there_are_none_without_expected_spikes(convert):
