@@ -72,7 +72,7 @@ def keep_channels_first(gm: fx.GraphModule, values: Values) -> None:
                     gm.graph.erase_node(node)
                 else:
                     orders[node] = order
-        elif _is_alike(gm, node, values):
+        elif _is_alike(gm, node):
             operands = _tensors(node, values)
             found = {orders[n] for n in operands if n in orders}
             order = next(iter(found), ())
@@ -104,7 +104,7 @@ def _order(node: fx.Node, values: Values) -> tuple[int, ...] | None:
     return tuple(order)
 
 
-def _is_alike(gm: fx.GraphModule, node: fx.Node, values: Values) -> bool:
+def _is_alike(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node does the same to every element, or joins tensors."""
     if is_module(gm, node, _ALIKE):
         module = gm.get_submodule(str(node.target))

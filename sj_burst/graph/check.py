@@ -241,6 +241,9 @@ def why_held(gm: fx.GraphModule, x: Any) -> str:
         fires = temporal and not module.keeps_constant  # type: ignore[union-attr]
         if fires or after.intersection(node.all_input_nodes):
             after.add(node)
+            # A factor that is held while the input is, and is no more.
+            if not temporal and _problem(gm, node, values, depending) == REMEDIES["mul"]:
+                problems.append(problem_text(gm, node, REMEDIES["mul"]))
         elif isinstance(module, MAX_POOLS):
             problems.append(problem_text(gm, node, "use max_pool='lateral_inhibition'"))
         elif not temporal and (problem := _problem(gm, node, values, depending)):
@@ -380,7 +383,10 @@ def check_batch_independent(gm: fx.GraphModule, x: Any) -> None:
     for node in places:
         fires = node.op != "output"
         shapes = [list(t.shape) for t in tensors_of(first[node]).values()]
+        more = [list(t.shape) for t in tensors_of(both[node]).values()]
         wrong = next((shape for shape in shapes if shape[:1] != [rows(x)]), None)
+        if wrong is None and any(shape[:1] != [2 * rows(x)] for shape in more):
+            wrong = shapes[0]  # by chance it is as long as the batch
         if wrong is not None:
             what = f"{node.target} ({describe(gm, node)})" if fires else "the network"
             raise ValueError(

@@ -48,7 +48,7 @@ def fold_padding(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[fx.Node
     """
     problems: dict[fx.Node, str] = {}
     for node in list(gm.graph.nodes):
-        pads = _pads_of_infinity(gm, node, values)
+        pads = _pads_of_infinity(node, values)
         if pads is None:
             continue
         users = list(node.users)
@@ -63,7 +63,7 @@ def fold_padding(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> dict[fx.Node
     return problems
 
 
-def _pads_of_infinity(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> list[int] | None:
+def _pads_of_infinity(node: fx.Node, values: dict[fx.Node, Any]) -> list[int] | None:
     """What a call adds of −∞ before and after each dimension, from the last one on; else None."""
     if node.op != "call_function" or node.target is not F.pad:
         return None

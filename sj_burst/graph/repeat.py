@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from ..modules.temporal import TemporalModule
 from ..utils.inputs import rows
-from .evaluate import depends_on_input, record
+from .evaluate import depends_on_input, follows_values, record
 
 __all__ = ["RepeatOverTime", "constant_nodes", "repeat_constants"]
 
@@ -44,7 +44,7 @@ def repeat_constants(gm: fx.GraphModule, x: Any) -> fx.GraphModule:
     """
     values = record(gm, x)
     varying = _varying(gm)
-    depends = depends_on_input(gm)
+    depends = depends_on_input(gm) - _of_one_row(gm, values)
     held: dict[fx.Node, fx.Node] = {}
 
     def hold(node: fx.Node) -> fx.Node:
@@ -70,6 +70,16 @@ def repeat_constants(gm: fx.GraphModule, x: Any) -> fx.GraphModule:
     gm.graph.lint()
     gm.recompile()
     return gm
+
+
+def _of_one_row(gm: fx.GraphModule, values: dict[fx.Node, Any]) -> set[fx.Node]:
+    """What is made of sizes and the same for all samples and steps, as ``x.new_ones(1, C, 1, 1)``."""
+    follow: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if follows_values(node, values, follow):
+            follow.add(node)
+    shapes = {n: tuple(v.shape) for n, v in values.items() if isinstance(v, Tensor)}
+    return {n for n, shape in shapes.items() if n not in follow and shape[:1] == (1,)}
 
 
 def _check_rows(node: fx.Node, value: Tensor, batch: int) -> None:

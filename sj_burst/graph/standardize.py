@@ -51,6 +51,7 @@ def standardize(model: nn.Module, x: Any) -> fx.GraphModule:
         A graph module with ``model``'s values in eval mode, with its own copies of the parameters.
 
     Raises:
+        TypeError: if ``model`` is no module, or ``x`` no tensor, nor tensors.
         ValueError: if the forward cannot be traced, or does not run on ``x``, or a call has no
             spiking counterpart, or the graph computes something else.
 
@@ -86,6 +87,7 @@ def rewrite(model: nn.Module, x: Any) -> tuple[fx.GraphModule, dict[fx.Node, str
     drop_assertions(gm)
     fold_constants(gm)
     name_arguments_by_place(gm)
+    name_dimensions_as_torch(gm)
     if decided:
         follow_batch(gm, model, x)
         check_batch_sizes(gm, model, x)
@@ -243,6 +245,8 @@ def _replacement(gm: fx.GraphModule, node: fx.Node, values: Values) -> nn.Module
     kwargs = dict(kwargs)
     if not args:  # called as relu(input=x)
         args = (kwargs.pop("input"),)
+    if isinstance(args[0], Tensor) and not args[0].is_floating_point():
+        return None  # no activation: tokens, or what a Fourier transform returns
     try:
         return builder(*args, **kwargs)
     except TypeError as error:
@@ -305,7 +309,7 @@ def write_out_of_place(gm: fx.GraphModule) -> None:
         if (
             node.op == "call_method"
             and _is_in_place(gm, node)
-            and hasattr(Tensor, str(node.target)[:-1])
+            and callable(getattr(Tensor, str(node.target)[:-1], None))
         ):
             target = str(node.target)[:-1]
         if target is not None and node.args and isinstance(node.args[0], fx.Node):
@@ -345,6 +349,21 @@ def name_arguments_by_place(gm: fx.GraphModule) -> None:
             bound = forward.bind(*node.args, **node.kwargs)
             if not bound.kwargs:
                 node.args, node.kwargs = bound.args, {}
+
+
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def name_dimensions_as_torch(gm: fx.GraphModule) -> None:
+    """``torch.max(x, axis=1, keepdims=True)`` as ``torch.max(x, dim=1, keepdim=True)``."""
+    for node in gm.graph.nodes:
+        is_torchs = node.op == "call_method" or getattr(torch, _called(node), None) is node.target
+        if is_torchs and _ALIASES.keys() & node.kwargs:
+            node.kwargs = {_ALIASES.get(key, key): value for key, value in node.kwargs.items()}
+
+
+def _called(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def write_as_methods(gm: fx.GraphModule, values: Values) -> None:

@@ -84,7 +84,8 @@ def passed_on(
         return None if isinstance(pool, MaxOver) else known[0]
     if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
         one = torch.ones_like(known[0]).flatten()[0]
-        parts = [units.get(n, one).expand(shapes[n][1]) for n in node.all_input_nodes]
+        joined: Any = node.args[0]  # a value may be there twice
+        parts = [units.get(n, one).expand(shapes[n][1]) for n in joined]
         return torch.cat(parts)
     sources = [n for n in node.all_input_nodes if n in shapes]
     if len(sources) != 1 or node not in shapes:

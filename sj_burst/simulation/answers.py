@@ -131,7 +131,17 @@ class AnswerTotals:
         self.exits: list[Tensor] = []
 
     def add(self, batch: Answers) -> None:
-        """Take in a batch that has finished."""
+        """Take in a batch that has finished.
+
+        Raises:
+            ValueError: if its answers are of another size than those before.
+        """
+        shapes = [list(output.shape[1:]) for output in (*self.outputs[:1], batch.output)]
+        if shapes[0] != shapes[-1]:
+            raise ValueError(
+                f"answers to inputs of different sizes are {shapes[0]} and {shapes[-1]}; simulate each "
+                "size by itself"
+            )
         self.correct += batch.sum_per_step(batch.hits)
         self.squares += batch.sum_per_step(batch.errors)
         self.labelled += batch.labelled

@@ -81,7 +81,8 @@ def fit_early_exit(
         A margin in [0, 1] for ``simulate(..., early_exit=margin)``; 1 if only that is safe.
 
     Raises:
-        ValueError: if a batch has no targets, ``max_loss`` is negative, or the output is no class score.
+        ValueError: if T < 1, the loader is empty, a batch has no targets, or labels of no class,
+            ``max_loss`` is negative, or the output is no class score.
         TypeError: for a network that was not converted, or a loader that cannot be read.
 
     Example:

@@ -88,9 +88,10 @@ def simulate(
         ValueError: if T or the chunk is below 1, ``early_exit`` not in [0, 1] or used with a network
             that was not converted by ``sj_burst``, or sequences are not of T steps or meet a function
             that is not affine before the first neuron, or the loader is empty, or inputs are NaN, or
-            targets or the reference do not fit the output; or for a network of others in step mode "m".
-        TypeError: for a network without neurons, or a loader that does not yield tensors or
-            (input, target) tuples.
+            targets or the reference do not fit the output, or answers differ in size from batch to
+            batch; or for a network of others in step mode "m".
+        TypeError: for a network without neurons, a reference that is no ANN, or a loader that does not
+            yield tensors or (input, target) tuples.
 
     Example:
         >>> from sj_burst import convert

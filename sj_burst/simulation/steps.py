@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..graph.readout import ReadOut
 from ..network import Presentation, SpikingNetwork
 from ..utils.inputs import as_inputs, call
-from ..utils.outputs import RunningMean, at_least_single, select_output, tensors_of
+from ..utils.outputs import RunningMean, at_least_single, map_tensors, select_output, tensors_of
 
 __all__ = ["RunningAnswer", "StepByStep", "present", "scores_of"]
 
@@ -44,7 +44,8 @@ class StepByStep:
         """Outputs ``[T, N, ...]`` of T steps in parts of at most ``chunk``."""
         for first in range(0, time_steps, chunk):
             steps = range(first, min(first + chunk, time_steps))
-            yield torch.stack([call(self.net, self._shown(t)) for t in steps])
+            outputs = [call(self.net, self._shown(t)) for t in steps]
+            yield map_tensors(lambda *step: torch.stack(step), *outputs)
 
     def _shown(self, step: int) -> Any:
         return self.x.frames(step, 1) if self.x.sequence else self.x.value

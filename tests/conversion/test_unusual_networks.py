@@ -7,6 +7,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 
 from sj_burst import load, report, save, set_backend, simulate, standardize
+from sj_burst.export import unit_thresholds
 
 EXACT = {"threshold": "max", "calibration": "none", "max_spikes": 1, "time_steps": 64}
 
@@ -408,3 +409,110 @@ def test_an_operator_that_views_its_input_sees_it_contiguous(convert):
     snn = convert(net, [x], max_spikes=64, calibration="none")
     out = snn.run(x.to(memory_format=torch.channels_last), 8).mean(0)
     assert (out - net(x)).norm() < 0.02 * net(x).norm()
+
+
+class Forward(nn.Module):
+    """Two linear layers by place, and what is done with them."""
+
+    def __init__(self, forward, *sizes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(2, 4, 3, padding=1)
+        self.last, self.act = nn.Linear(*sizes), forward
+
+    def forward(self, x):
+        return self.act(self, x)
+
+
+ALIASES = [
+    (lambda net, x: net.last(torch.max(net.a(x).relu(), axis=2)[0]), (4, 3)),
+    (lambda net, x: net.last(torch.amin(net.a(x).relu(), axis=2)), (4, 3)),
+    (
+        lambda net, x: net.last((lambda y: y - y.max(dim=2, keepdims=True)[0])(net.a(x).relu()).mean(2)),
+        (4, 3),
+    ),
+    (
+        lambda net, x: net.last(
+            torch.cat([net.a(x).relu().transpose(1, 2), net.b(x).relu().transpose(1, 2)], axis=-1).mean(
+                1
+            )
+        ),
+        (8, 3),
+    ),
+    (lambda net, x: net.last(net.a(x).relu().mean(axis=2)), (4, 3)),
+]
+
+
+@pytest.mark.parametrize(("forward", "sizes"), ALIASES)
+def test_dimensions_by_numpys_names(convert, forward, sizes):
+    ann, x = Forward(forward, *sizes), torch.randn(6, 2, 8)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
+def test_gradients_switched_off_inside(convert):
+    ann = Forward(lambda net, x: net.last(net.a(x.requires_grad_(False)).relu().mean(2)), 4, 3)
+    x = torch.randn(6, 2, 8)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
+def test_a_spectrum_in_front(convert):
+    ann = Forward(lambda net, x: net.last(net.a(torch.fft.rfft(x).abs()).relu().mean(2)), 4, 3)
+    x = torch.randn(6, 2, 8)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
+def test_tokens_within_bounds(convert):
+    def forward(net, x):
+        return net.last(net.a(net.embedding(x.clamp(0, 9)).transpose(1, 2)).relu().mean(2))
+
+    ann, x = Forward(forward, 4, 3), torch.randint(-3, 14, (6, 8))
+    ann.embedding = nn.Embedding(10, 2)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
+@pytest.mark.parametrize("calibration", ["none", "advanced"])
+@pytest.mark.parametrize("order", [(0, 0), (1, 0, 1)])
+def test_a_value_that_is_concatenated_twice_has_integer_weights(convert, calibration, order):
+    def forward(net, x):
+        parts = [net.a(x).relu(), net.b(x).relu()]
+        return net.last(torch.cat([parts[i] for i in order], 1).transpose(1, 2)).mean(1)
+
+    ann, x = Forward(forward, 4 * len(order), 3), torch.randn(12, 2, 8)
+    ann.last = nn.Linear(4 * len(order), 3)
+    snn = convert(ann, [x], weight_bits=8, calibration=calibration, max_spikes=15)
+    with torch.no_grad():
+        wanted, found = ann(x), unit_thresholds(snn).run(x, 8).mean(0)
+    assert torch.allclose(found, snn.run(x, 8).mean(0), atol=1e-4)
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def test_a_row_that_all_samples_share(convert):
+    ann = Forward(lambda net, x: net.last((net.a(x).relu() + x.new_ones(1, 4, 1)).mean(2)), 4, 3)
+    x = torch.randn(6, 2, 8)
+    assert_converges(convert(ann, [x], **EXACT), ann, x)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_sequences_that_come_first_are_refused(convert, length):
+    """With two rows of a sequence, as many as there are samples in the example, too."""
+
+    def forward(net, x):
+        return net.last(torch.relu(net.c(torch.relu(net.b2(x.transpose(0, 1))))).mean(0))
+
+    ann = Forward(forward, 5, 3)
+    ann.b2, ann.c = nn.Linear(6, 5), nn.Linear(5, 5)
+    with pytest.raises(ValueError, match="folded"):
+        convert(ann, [torch.randn(16, length, 6)])
+
+
+def test_a_factor_that_is_held_does_not_change_from_step_to_step(convert):
+    """What the held input makes may meet spikes; frames make it vary, and that is a product of both."""
+
+    def forward(net, x):
+        return net.last((net.b(x) * net.a(x).relu()).mean(2))
+
+    ann, frames = Forward(forward, 4, 3), torch.randn(6, 16, 2, 8)
+    snn = convert(ann, [frames[:, 0]], time_steps=16)
+    simulate(snn, [frames[:, 0]], 16, progress=False)
+    with pytest.raises(ValueError, match="change over time need layers that are affine"):
+        simulate(snn, [frames], 16, time_dim=1, progress=False)

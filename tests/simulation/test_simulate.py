@@ -238,3 +238,26 @@ def test_lenet_with_a_view(convert):
     ann = LeNet()
     snn = convert(ann, [X], time_steps=32)
     assert simulate(snn, [X], 32, reference=ann, progress=False).error[-1] < 0.1
+
+
+def test_answers_of_other_sizes_are_told_of_at_once(convert):
+    ann = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    sizes = [torch.rand(2, 1, n, n) for n in (8, 12)]
+    snn = convert(ann, sizes[:1])
+    with pytest.raises(ValueError, match=r"\[2, 8, 8\] and \[2, 12, 12\]; simulate each size by itself"):
+        simulate(snn, sizes, 2, progress=False)
+
+
+def test_networks_of_others_may_return_several_tensors():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.node = nn.Linear(3, 2), neuron.IFNode(v_reset=None)
+
+        def forward(self, x):
+            y = self.node(self.layer(x))
+            return y, x
+
+    x = torch.rand(4, 3)
+    result = simulate(Two(), [x], 3, output=1, progress=False)
+    assert torch.allclose(result.output, x)
