@@ -285,6 +285,9 @@ METHODS: dict[str, Callable[..., nn.Module | None]] = {
 }
 
 
+# Those of bounds, which a function of the input may have too, as in log(x.clamp(min=ε)).
+BOUNDS = (_clamp, _clamp_min, _clamp_max, _abs)
+
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 

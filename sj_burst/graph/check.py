@@ -41,6 +41,7 @@ __all__ = [
     "check_supported",
     "find_readout",
     "in_double",
+    "problem_of",
     "why_held",
 ]
 
@@ -156,7 +157,7 @@ def _problems(
         if node.op != "output" and follows_values(node, values, depending):
             depending.add(node)
     wrong = {
-        n: p for n in gm.graph.nodes if (p := _problem(gm, n, values, depending)) and n not in known
+        n: p for n in gm.graph.nodes if (p := problem_of(gm, n, values, depending)) and n not in known
     }
     # What should be ReLUs counts as such, so that all of it is named at once.
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
@@ -166,7 +167,7 @@ def _problems(
     if direct:  # the others are held, and may multiply what varies
         changing = depending & (firing | asked | after)
         wrong = {
-            n: p for n, p in wrong.items() if p != REMEDIES["mul"] or _problem(gm, n, values, changing)
+            n: p for n, p in wrong.items() if p != REMEDIES["mul"] or problem_of(gm, n, values, changing)
         }
     bent = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
     readout = {n for n in bent | _reached(gm, bent) if n.op != "output"}
@@ -242,11 +243,11 @@ def why_held(gm: fx.GraphModule, x: Any) -> str:
         if fires or after.intersection(node.all_input_nodes):
             after.add(node)
             # A factor that is held while the input is, and is no more.
-            if not temporal and _problem(gm, node, values, depending) == REMEDIES["mul"]:
+            if not temporal and problem_of(gm, node, values, depending) == REMEDIES["mul"]:
                 problems.append(problem_text(gm, node, REMEDIES["mul"]))
         elif isinstance(module, MAX_POOLS):
             problems.append(problem_text(gm, node, "use max_pool='lateral_inhibition'"))
-        elif not temporal and (problem := _problem(gm, node, values, depending)):
+        elif not temporal and (problem := problem_of(gm, node, values, depending)):
             problems.append(problem_text(gm, node, problem))
     if not problems:
         return ""
@@ -266,10 +267,17 @@ def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -
     return found
 
 
-def _problem(
+def problem_of(
     gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any], varying: set[fx.Node]
 ) -> str | None:
-    """What is wrong with one node, or None."""
+    """What is wrong with one node, if it has to pass rates on; or None.
+
+    Args:
+        gm: a graph.
+        node: of it.
+        values: of this node and those before it.
+        varying: nodes whose value is a rate.
+    """
     if node not in varying:
         return None
     if node.op == "call_module":

@@ -15,13 +15,13 @@ from ..utils.inputs import bind, join, rows
 from ..utils.outputs import map_tensors, tensors_of
 from . import composites
 from .batch import follow_batch
-from .builders import FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
+from .builders import BOUNDS, FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .channels import keep_channels_first
-from .check import check_equal, check_same
+from .check import check_equal, check_same, problem_of
 from .composites import Largest, find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, follows_values, record, run_with_types
-from .operators import ACTIVATIONS, ARITHMETIC, OUT_OF_PLACE, same_size
+from .operators import ACTIVATIONS, ARITHMETIC, FIRING, OUT_OF_PLACE, WEIGHTED, WEIGHTED_CALLS, same_size
 from .padding import fold_padding
 from .rows import one_row_a_sample
 from .trace import TAKE_SIZES, call_sites, is_module, problem_text, trace, unsupported_message, unwrapped
@@ -247,10 +247,31 @@ def _replacement(gm: fx.GraphModule, node: fx.Node, values: Values) -> nn.Module
         args = (kwargs.pop("input"),)
     if isinstance(args[0], Tensor) and not args[0].is_floating_point():
         return None  # no activation: tokens, or what a Fourier transform returns
+    if builder in BOUNDS and _serves_the_input(gm, node, values):
+        return None
     try:
         return builder(*args, **kwargs)
     except TypeError as error:
         raise Unsupported(f"called with unexpected arguments ({error})") from error
+
+
+def _serves_the_input(gm: fx.GraphModule, node: fx.Node, values: Values) -> bool:
+    """Whether a bound before all layers belongs to a function of the input that no rate passes."""
+
+    def computes(n: fx.Node) -> bool:
+        return is_module(gm, n, (*WEIGHTED, *FIRING)) or n.target in WEIGHTED_CALLS
+
+    before, behind = {node}, {node}
+    for n in reversed(gm.graph.nodes):
+        before |= set(n.all_input_nodes) if n in before else set()
+    if any(map(computes, before)):
+        return False
+    for n in gm.graph.nodes:
+        if not behind.isdisjoint(n.all_input_nodes) and n.op != "output" and not computes(n):
+            behind.add(n)
+    others = [n for n in before | behind if n.target not in FUNCTIONS and n.target not in METHODS]
+    everything = set(gm.graph.nodes)
+    return any(n in values and problem_of(gm, n, values, everything) is not None for n in others)
 
 
 def _replace(gm: fx.GraphModule, node: fx.Node, module: nn.Module, values: Values) -> fx.Node:

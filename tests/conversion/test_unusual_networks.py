@@ -516,3 +516,31 @@ def test_a_factor_that_is_held_does_not_change_from_step_to_step(convert):
     simulate(snn, [frames[:, 0]], 16, progress=False)
     with pytest.raises(ValueError, match="change over time need layers that are affine"):
         simulate(snn, [frames], 16, time_dim=1, progress=False)
+
+
+FRONTS = {
+    "log": lambda x: torch.log(x.clamp(min=1e-3)),
+    "abs": lambda x: F.layer_norm(x.abs(), x.shape[1:]),
+    "decibel": lambda x: (20 * torch.log10(torch.clamp(x.abs(), min=1e-3))).clamp(min=-40),
+    "root": lambda x: torch.clip(x, 0.1, 2.0).mean(2, keepdim=True).sqrt() + x,
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_bounds_in_front_serve_what_reads_them(convert, front):
+    """Under direct coding the input may be bent as it likes: no neuron has to stand for that."""
+    ann = Forward(lambda net, x: net.last(net.a(FRONTS[front](x)).relu().mean(2)), 4, 3)
+    x = torch.randn(6, 2, 8)
+    snn = convert(ann, [x], **EXACT)
+    assert len(snn.neurons()) == 1
+    assert_converges(snn, ann, x)
+    with pytest.raises(ValueError, match="cannot be converted"):
+        convert(ann, [x], coding="rate")
+
+
+def test_bounds_that_nothing_bends_further_are_neurons(convert):
+    ann = Forward(lambda net, x: net.last(net.a(x.clamp(0, 1)).relu().mean(2)), 4, 3)
+    x = torch.randn(6, 2, 8)
+    snn = convert(ann, [x], **EXACT)
+    assert len(snn.neurons()) == 2
+    assert_converges(snn, ann, x)
