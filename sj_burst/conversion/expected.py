@@ -57,7 +57,7 @@ def expect_spikes(
 
     Raises:
         TypeError: for a network that was not converted, or a loader that cannot be read.
-        ValueError: for numbers below one, or a loader without images.
+        ValueError: for numbers below one, a loader without images, or images that do not fit.
 
     Source: derived here; that a neuron sends what was not predicted is predictive coding, Rao &
     Ballard, Nature Neuroscience 1999.
@@ -76,6 +76,7 @@ def expect_spikes(
     steps = snn.options.time_steps if time_steps is None else time_steps
     check_count(time_steps=steps, images=images)
     seen = [x.to(snn.device) for x in first_samples(loader, images, "loader", time_dim)]
+    snn.check_input(seen[0].one_frame())
     units = pool_units(snn.graph, values_of(snn, seen[0][:1]))
     layers = {n: m for n, m in snn.graph.named_modules() if _may_expect(m, n in units)}
     channel_wise = snn.options.channel_wise

@@ -352,3 +352,18 @@ def test_factors_of_unit_thresholds_are_no_spikes(convert):
     assert synops(unit_thresholds(snn), [X], 3).synops == pytest.approx(
         synops(snn, [X], 3).synops, rel=1e-3
     )
+
+
+def test_what_cannot_be_looked_at_is_told_of(convert):
+    snn = convert(vgg(), [X], time_steps=2)
+    for loader, options, message in (
+        ([], {}, "loader is empty"),
+        ([X], {"images": 0}, "images must be"),
+        ([X], {"time_steps": 0}, "time_steps must be"),
+        ([X[:, :1]], {}, "8, 8"),
+        ([X * float("nan")], {}, "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expect_spikes(snn, loader, **options)
+    with pytest.raises(TypeError, match="expect_spikes wants"):
+        expect_spikes(vgg(), [X])
