@@ -104,9 +104,8 @@ def described(result: sj_burst.SimulationResult, ann_accuracy: float) -> str:
     sent = sum(result.spikes[name].sum().item() for name in result.net_spikes)
     kept = sum(spikes.sum().item() for spikes in result.net_spikes.values())
     cells = " ".join(f"{share:7.3f}" for share in shares)
-    churn = (
-        f"{100 * (1 - kept / sent):8.1f}" if sent else f"{'-':>8s}"
-    )  # unknown where some are expected
+    # Where spikes are expected, it is not known.
+    churn = f"{100 * (1 - kept / sent):8.1f}" if sent else f"{'-':>8s}"
     return f"{lost:6.2f} {cells} {churn}"
 
 

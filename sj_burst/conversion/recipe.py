@@ -125,9 +125,7 @@ class _Conversion:
 
 
 def _hook(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A step of the recipe: in full precision, of tensors that may have gradients, whatever it is called
-    under; a failure leaves nothing behind.
-    """
+    """A step of the recipe: without autocast and inference mode; a failure leaves nothing behind."""
 
     @functools.wraps(function)
     def run(self: "BurstRecipe", converter: ann2snn.Converter, model: nn.Module) -> Any:

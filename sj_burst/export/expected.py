@@ -70,21 +70,18 @@ def expected_currents(snn: SpikingNetwork) -> dict[str, Tensor]:
     found = {}
     for node in gm.graph.nodes:
         if node in sent or node.op == "output":
-            for name, receives in _arriving(gm, node).items():
-                parts = tensors_of(some[receives]), tensors_of(none[receives])
-                for path, value in parts[0].items():
-                    current = value - parts[1][path]
-                    if current.is_floating_point() and bool(current.any()):
-                        found[".".join(map(str, (name, *path)))] = current[0].to(dtype)
+            read = node if node.op == "output" else node.all_input_nodes[0]
+            others = tensors_of(none[read])
+            for path, value in tensors_of(some[read]).items():
+                current = value - others[path]
+                if current.is_floating_point() and bool(current.any()):
+                    found[".".join(map(str, (_name(gm, node), *path)))] = current[0].to(dtype)
     return found
 
 
-def _arriving(gm: fx.GraphModule, node: fx.Node) -> dict[str, fx.Node]:
-    """What arrives at a neuron, at a pooling or at the output, by its name."""
-    if node.op == "output":
-        return {"output": node}
-    once = call_sites(gm, node.target) == 1
-    return {str(node.target) if once else node.name: node.all_input_nodes[0]}
+def _name(gm: fx.GraphModule, node: fx.Node) -> str:
+    """That of what a node calls, or of the node if others call it too, or ``"output"``."""
+    return node.name if call_sites(gm, node.target) > 1 else str(node.target)
 
 
 def _expected_outputs(snn: SpikingNetwork) -> dict[fx.Node, Tensor]:

@@ -113,7 +113,7 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
         ValueError: if T < 1, or Γ is infinite; names every layer whose input cannot be shown as single
             spikes: behind encoders, leaky neurons, spike calibration, interpolation, windows of several
             sizes, sums of counts that weigh different things, or a transposed convolution, which
-            NeuroBench does not know.
+            NeuroBench does not know; or if spikes are expected.
 
     Source: Yik et al., "The neurobench framework", Nature Communications 2025.
 

@@ -42,6 +42,7 @@ __all__ = [
     "find_readout",
     "in_double",
     "problem_of",
+    "reached",
     "why_held",
 ]
 
@@ -136,7 +137,7 @@ def find_readout(
     found = _problems(gm, record(gm, x), {}, direct)[1]
     if potential:
         last = _last_activations(gm)
-        found |= last | {n for n in _reached(gm, last) if n.op != "output"}
+        found |= last | {n for n in reached(gm, last) if n.op != "output"}
     return found
 
 
@@ -145,7 +146,7 @@ def _last_activations(gm: fx.GraphModule) -> set[fx.Node]:
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     layers = firing | {n for n in gm.graph.nodes if _has_weights(gm, n)}
     activations = {n for n in firing if is_module(gm, n, ACTIVATIONS)}
-    return (activations & _reached(gm, activations)) - _reached(gm, layers, backward=True)
+    return (activations & reached(gm, activations)) - reached(gm, layers, backward=True)
 
 
 def _problems(
@@ -163,14 +164,14 @@ def _problems(
     firing = {n for n in gm.graph.nodes if is_module(gm, n, FIRING)}
     asked = {n for n, problem in wrong.items() if problem.startswith(_RETRAIN)} | set(known)
     sources = firing if direct else firing | {n for n in gm.graph.nodes if n.op == "placeholder"}
-    varying, after = _reached(gm, sources), _reached(gm, firing | asked)
+    varying, after = reached(gm, sources), reached(gm, firing | asked)
     if direct:  # the others are held, and may multiply what varies
         changing = depending & (firing | asked | after)
         wrong = {
             n: p for n, p in wrong.items() if p != REMEDIES["mul"] or problem_of(gm, n, values, changing)
         }
     bent = {n for n in varying & wrong.keys() - firing if not wrong[n].endswith(_STATISTICS)}
-    readout = {n for n in bent | _reached(gm, bent) if n.op != "output"}
+    readout = {n for n in bent | reached(gm, bent) if n.op != "output"}
     refused = _hidden(gm, readout, firing | asked)
     for node in bent - refused:
         if _is_random(gm, node, values):
@@ -189,10 +190,10 @@ def _problems(
 def _hidden(gm: fx.GraphModule, readout: set[fx.Node], activations: set[fx.Node]) -> set[fx.Node]:
     """Layers of a read-out: compound ones, and activations with weights before or after them."""
     weighted = {n for n in readout if _has_weights(gm, n)}
-    beside = _reached(gm, weighted) | _reached(gm, weighted, backward=True)
+    beside = reached(gm, weighted) | reached(gm, weighted, backward=True)
     hidden = activations & readout & beside
     hidden |= {n for n in readout if is_module(gm, n, COMPOUND)}
-    return hidden | _reached(gm, hidden, backward=True)
+    return hidden | reached(gm, hidden, backward=True)
 
 
 def _has_weights(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -257,7 +258,7 @@ def why_held(gm: fx.GraphModule, x: Any) -> str:
     )
 
 
-def _reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:
+def reached(gm: fx.GraphModule, starts: set[fx.Node], backward: bool = False) -> set[fx.Node]:
     """Nodes after some others, or before them."""
     found: set[fx.Node] = set()
     for node in reversed(gm.graph.nodes) if backward else gm.graph.nodes:

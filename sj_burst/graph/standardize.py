@@ -17,7 +17,7 @@ from . import composites
 from .batch import follow_batch
 from .builders import BOUNDS, FUNCTIONS, METHODS, Unsupported, over_whole_map, standard_module
 from .channels import keep_channels_first
-from .check import check_equal, check_same, problem_of
+from .check import check_equal, check_same, problem_of, reached
 from .composites import Largest, find_maxima, find_relus
 from .constants import fold_constants
 from .evaluate import evaluate_node, follows_values, record, run_with_types
@@ -261,9 +261,7 @@ def _serves_the_input(gm: fx.GraphModule, node: fx.Node, values: Values) -> bool
     def computes(n: fx.Node) -> bool:
         return is_module(gm, n, (*WEIGHTED, *FIRING)) or n.target in WEIGHTED_CALLS
 
-    before, behind = {node}, {node}
-    for n in reversed(gm.graph.nodes):
-        before |= set(n.all_input_nodes) if n in before else set()
+    before, behind = reached(gm, {node}, backward=True), {node}
     if any(map(computes, before)):
         return False
     for n in gm.graph.nodes:

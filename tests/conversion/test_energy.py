@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sj_burst import BurstRecipe, load, save, synops
-from sj_burst.conversion.energy import spike_costs
+from sj_burst.conversion.energy import ThresholdBudget, spike_costs
 from sj_burst.simulation.fan_out import fan_out
 from sj_burst.utils.inputs import Inputs
 from tests.networks import resnet, vgg
@@ -176,3 +176,24 @@ def test_a_network_that_is_sure_of_all_answers_still_spikes(convert):
         ann.layers[-1].bias[0] = 1e4
     snn = convert(ann, [X], energy_budget=0.2, **RULE)
     assert 0.15 < share(snn) < 0.22
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    # What pooling sends beyond the expected is not predicted.
+    [(resnet, "none"), (resnet, "median"), (lambda: Wide(nn.ReLU), "none")],
+)
+def test_what_is_predicted_is_measured(convert, monkeypatch, make, expected):
+    """Within 15 % before anything is corrected."""
+    ann, ratios, correct = make(), [], ThresholdBudget.correct
+
+    def watched(self, snn, batches):
+        aimed = self.target
+        close = correct(self, snn, batches)
+        ratios.append(self.tried[-1].measured / aimed)
+        return close
+
+    monkeypatch.setattr(ThresholdBudget, "correct", watched)
+    x = X if isinstance(ann, Wide) else torch.rand(64, 3, 12, 12)
+    convert(ann, [x], energy_budget=0.3, expected_spikes=expected, **RULE)
+    assert ratios[0] == pytest.approx(1, abs=0.15)
