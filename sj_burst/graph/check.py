@@ -301,6 +301,9 @@ def problem_of(
     if node.target in HELD_ARGUMENTS:
         held = (node.args[HELD_ARGUMENTS[node.target] :], node.kwargs)
         return REMEDIES["mul"] if _occurrences(held, operands) else None
+    if node.kwargs.get("reduce") == "multiply":  # scatter: several elements may meet in one place
+        scattered = (node.args[1:], {k: v for k, v in node.kwargs.items() if k != "input"})
+        return REMEDIES["mul"] if _occurrences(scattered, operands) else None
     if _is_structure(node.target):
         return None
     affine = AFFINE_FUNCTIONS if node.op == "call_function" else AFFINE_METHODS

@@ -46,6 +46,7 @@ def test_every_unsupported_node_is_named_at_once():
     assert "test_check.py:" in text  # the source line
 
 
+@pytest.mark.filterwarnings("ignore:The reduce argument")  # which torch advises against, too
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
@@ -54,6 +55,7 @@ def test_every_unsupported_node_is_named_at_once():
         (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
         (lambda x: x / (1 + x), "product"),
         (lambda x: x * x, "product"),
+        (lambda x: x.scatter(1, torch.zeros(2, 1, 4, 4).long(), x, reduce="multiply"), "product"),
         (lambda x: torch.sort(x)[0], "replace it"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounds"),
         (lambda x: x.to(torch.int32).float(), "rounds"),
