@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 from .modules.encoding import ENCODERS
@@ -95,9 +96,10 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in (("time_steps", 1), ("calibration_images", 1), ("allowance", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
             check_count(least, **{name: value})
+            object.__setattr__(self, name, int(value))
         if self.weight_bits is not None:
             _check_weight_bits(self.weight_bits)
         object.__setattr__(self, "max_spikes", _checked_max_spikes(self.max_spikes))

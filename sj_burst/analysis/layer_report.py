@@ -117,7 +117,7 @@ class LayerTotals:
             values["active"], values["inactive"] = (a > 0).sum(), (a <= 0).sum()
             values["clipped"] = (a > theta * node.max_spikes).sum()
             values["wrong"] = fires_inactivated(means, node, self.time_steps).sum()
-            self.active = self.active | _any_in_channel(a > 0)
+            self.active = self.active | _any_in_channel(a != 0)
             self.fired = self.fired | _any_in_channel(rate != 0)
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()

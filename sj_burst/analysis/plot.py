@@ -14,7 +14,7 @@ from ..simulation.operations import ACCOUNTINGS
 from ..simulation.result import SimulationResult
 from ..simulation.spikes import spike_train
 from ..utils.checks import check_count
-from ..utils.inference import forward_hooks
+from ..utils.inference import eval_mode, forward_hooks
 from ..utils.inputs import Inputs, as_inputs
 from .layer_report import PARTS
 from .layers import layer_means
@@ -23,6 +23,7 @@ from .report import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 __all__ = [
     "accuracy_vs_energy",
@@ -58,6 +59,16 @@ def _look(index: int) -> dict[str, Any]:
     }
 
 
+def _curves(ax: "Axes") -> "list[Line2D]":
+    """Curves that are there already, of an earlier call."""
+    return [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+
+
+def _reach(ax: "Axes") -> float:
+    """How far the curves go to the right."""
+    return max((torch.as_tensor(line.get_xdata()).max().item() for line in _curves(ax)), default=0.0)
+
+
 def accuracy_vs_time(
     results: Mapping[str, SimulationResult | torch.Tensor],
     *,
@@ -82,15 +93,13 @@ def accuracy_vs_time(
     """
     accuracies = _accuracies(results, ann_accuracy)
     fig, ax = _axes(ax)
-    longest = 1
-    for index, (label, accuracy) in enumerate(accuracies.items()):
-        longest = max(longest, len(accuracy))
+    for index, (label, accuracy) in enumerate(accuracies.items(), len(_curves(ax))):
         steps = range(1, len(accuracy) + 1)
         # Markers at powers of two: more would run together at the right.
         at = [t - 1 for t in steps if t & (t - 1) == 0]
         ax.plot(steps, 100 * accuracy, label=label, markevery=at, **_look(index))
     _ann_line(ax, ann_accuracy)
-    _log_axis(ax, 0.95, max(longest, 2) * 1.05)
+    _log_axis(ax, 0.95, max(_reach(ax), 2) * 1.05)
     ax.set_xlabel("time steps T")
     ax.set_ylabel("accuracy (%)")
     ax.legend(fontsize="small", frameon=False)
@@ -129,15 +138,15 @@ def accuracy_vs_spikes(
         if not result.total_spikes.any():
             raise ValueError(f"result {label!r} has no spikes; simulate a spiking network that fires")
     fig, ax = _axes(ax)
-    most = 0.0
-    for index, (label, accuracy) in enumerate(accuracies.items()):
+    for index, (label, accuracy) in enumerate(accuracies.items(), len(_curves(ax))):
         spikes = results[label].total_spikes
         at = [t - 1 for t in range(1, len(accuracy) + 1) if t & (t - 1) == 0]
         ax.plot(spikes, 100 * accuracy, label=label, markevery=at, **_look(index))
-        most = max(most, spikes[-1].item())
     _ann_line(ax, ann_accuracy)
     ax.set_xscale("log")
-    ax.set_xlim(left=most / 1000)  # the first steps of deep networks are nearly silent
+    ax.set_xlim(
+        _reach(ax) / 1000, _reach(ax) * 1.4
+    )  # the first steps of deep networks are nearly silent
     _tidy(ax)
     ax.set_xlabel("spikes per image")
     ax.set_ylabel("accuracy (%)")
@@ -195,7 +204,7 @@ def accuracy_vs_energy(
         if result.operations is None:
             raise ValueError(f"result {name!r} has no operations; simulate inputs of one size")
     fig, ax = _axes(ax)
-    for index, (label, many) in enumerate(groups.items()):
+    for index, (label, many) in enumerate(groups.items(), len(_curves(ax))):
         found = [r.operations.energies[accounting] / 1e6 for r in many if r.operations is not None]
         points = sorted(zip(found, [last[f"{label}, {i}"] for i in range(len(many))], strict=True))
         look = _look(index)
@@ -254,7 +263,9 @@ def layer_errors(report: Report, *, ax: "Axes | None" = None) -> "tuple[Figure, 
     # Room above and below: bars stick to their ends.
     room = 0.05 * (above.max() - below.min()).clamp_min(1e-6).item()
     ax.set_ylim(below.min().item() - room * bool(below.min() < 0), above.max().item() + room)
-    ax.set_xticks(list(at), [layer.name for layer in layers], rotation=90 if len(layers) > 8 else 0)
+    names = [layer.name for layer in layers]
+    crowded = len(names) > 8 or sum(map(len, names)) > 60
+    ax.set_xticks(list(at), names, rotation=90 if crowded else 0)
     _tidy(ax)
     ax.grid(False, axis="x")
     ax.set_axisbelow(True)
@@ -305,10 +316,12 @@ def rates_vs_activations(
         layers, _ = next(found)
     if layer not in layers:
         raise ValueError(f"layer must be one of {list(layers)}, got {layer!r}")
-    a, rate = layers[layer].activation.flatten().cpu(), layers[layer].rate.flatten().cpu()
+    means = layers[layer]
+    a, rate = (value.flatten().float().cpu() for value in (means.activation, means.rate))
     picked = torch.linspace(0, len(a) - 1, min(points, len(a))).long()
     fig, ax = _axes(ax)
-    ends = [0.0, max(a.max().item(), rate.max().item())]
+    both = torch.cat([a, rate])
+    ends = [min(0.0, both.min().item()), both.max().item()]
     ax.plot(ends, ends, color="0.35", linewidth=1.0, linestyle=(0, (6, 2)), label="φ = a")
     ax.scatter(a[picked], rate[picked], s=6, alpha=0.35, color=COLOURS[0], linewidths=0)
     _tidy(ax)
@@ -377,8 +390,11 @@ def _spike_train(snn: SpikingNetwork, x: Inputs, layer: str, time_steps: int) ->
     if layer not in nodes:
         raise ValueError(f"layer must be one of {list(nodes)}, got {layer!r}")
     train: list[Tensor] = []
-    with forward_hooks(
-        {layer: nodes[layer]}, lambda name, node, _, y: train.append(spike_train(node, y))
+    with (
+        eval_mode(snn),
+        forward_hooks(
+            {layer: nodes[layer]}, lambda name, node, _, y: train.append(spike_train(node, y))
+        ),
     ):
         snn.run(x.to(snn.device), time_steps)
     return train[0].flatten(1).cpu()
@@ -444,7 +460,7 @@ def membrane_trace(
 _CENTRED: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": "small"}
 
 
-_PER_CHANNEL = ("threshold", "v_init", "shift", "negative_slope")
+_PER_CHANNEL = ("threshold", "v_init", "shift", "negative_slope", "expected")
 
 
 def _single_neuron(node: BurstIFNode, channel: int) -> BurstIFNode:

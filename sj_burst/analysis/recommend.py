@@ -18,7 +18,7 @@ from ..utils.checks import check_count, check_network, check_range
 from ..utils.inference import device_of, evaluate
 from ..utils.inputs import Inputs, join, rows
 from ..utils.labels import check_labels, correct_share, is_label
-from ..utils.loader import batches, check_loader
+from ..utils.loader import batches, check_loader, check_one_size
 from ..utils.table import format_table
 
 __all__ = ["BUDGETS", "ENERGY_SETTINGS", "SETTINGS", "Recommendation", "Trial", "recommend"]
@@ -254,9 +254,12 @@ def _split(
     inputs: list[Any] = []
     targets: list[Tensor] = []
     device = device_of(ann)
+    first: Inputs | None = None
     for x, y in batches(loader):
-        x = x.to(device).value
-        out = evaluate(ann, x)
+        x = x.to(device)
+        first = x if first is None else first
+        check_one_size(first, x, "loader")
+        out = evaluate(ann, x.value)
         if not isinstance(out, Tensor) or out.dim() < 2 or not out.is_floating_point():
             raise ValueError(
                 "recommend compares the answers of classifiers with scores [N, classes, ...]; for "
@@ -270,7 +273,7 @@ def _split(
             )
         if y is not None:
             check_labels(y, out.shape[1])
-        inputs.append(x)
+        inputs.append(x.value)
         targets.append(answers if y is None else y.to(device))
         if sum(map(rows, inputs)) >= images:
             break

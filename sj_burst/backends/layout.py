@@ -19,6 +19,7 @@ __all__ = [
     "check_pool_input",
     "flat_parameters",
     "flat_state",
+    "float_dtype",
     "image_order",
     "memory_order",
     "pool_dim",
@@ -195,6 +196,18 @@ def _pair(value: int | tuple[int, ...], neutral: int, images: bool) -> tuple[int
     if isinstance(value, int):
         return (value, value) if images else (neutral, value)
     return tuple(value) if images else (neutral, *value)
+
+
+def float_dtype(value: "float | Tensor") -> torch.dtype:
+    """Precision of a number that becomes a tensor: its own, or torch's default.
+
+    Example:
+        >>> float_dtype(torch.ones(1, dtype=torch.float64)), float_dtype(1)
+        (torch.float64, torch.float32)
+    """
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.dtype
+    return torch.get_default_dtype()
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -80,6 +80,7 @@ class ThresholdBudget:
         for name, node in snn.neurons().items():
             theta, node.max_spikes = chosen[name]
             theta = theta.to(node.threshold).view_as(node.threshold)
+            theta = theta.clamp_min(torch.finfo(theta.dtype).tiny)
             ratio = theta / node.threshold
             node.threshold, node.v_init = theta, node.v_init * ratio
             if node.shift is not None:

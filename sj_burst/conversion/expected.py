@@ -18,7 +18,7 @@ from ..simulation.values import values_of
 from ..simulation.walk import pool_units
 from ..utils import distributed
 from ..utils.checks import check_count
-from ..utils.inference import forward_hooks
+from ..utils.inference import eval_mode, forward_hooks
 from ..utils.loader import check_loader, first_samples
 from ..utils.outputs import at_least_single
 
@@ -88,7 +88,7 @@ def expect_spikes(
             found = _histogram(numbers, channel_wise)
             histograms[name] = histograms[name] + found if name in histograms else found
 
-    with forward_hooks(layers, add):
+    with eval_mode(snn), forward_hooks(layers, add):
         for x in seen:
             with present(snn, x) as shown:
                 for _ in shown.chunks(steps, steps_at_once(len(x))):

@@ -15,8 +15,8 @@ __all__ = ["quantised"]
 def quantised(graph: fx.GraphModule, time_steps: int) -> fx.GraphModule:
     """A copy of a converted graph whose neurons are functions with ΓT levels, without time.
 
-    What it does not share with the spiking network is unevenness: that currents vary from step to
-    step. Poolings are those of the ANN, and the input is not coded.
+    It is in eval mode. What it does not share with the spiking network is unevenness: that currents
+    vary from step to step. Poolings are those of the ANN, and the input is not coded.
 
     Args:
         graph: of a converted network; stays as it is, but for its reset state.
@@ -32,7 +32,7 @@ def quantised(graph: fx.GraphModule, time_steps: int) -> fx.GraphModule:
         True
     """
     reset_net(graph)
-    found = copy.deepcopy(graph)
+    found = copy.deepcopy(graph).eval()
     for name, module in list(found.named_modules()):
         if isinstance(module, BurstIFNode):
             found.set_submodule(name, RateNeuron(module, time_steps))

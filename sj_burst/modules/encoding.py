@@ -1,11 +1,13 @@
 """Input coding: how an analog, possibly signed image becomes spikes."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from spikingjelly.activation_based import encoding
 from torch import Tensor
 
+from ..backends.layout import float_dtype, state_dtype
 from .temporal import TemporalModule, check_state_shape, first_step
 
 __all__ = ["ENCODERS", "CompensatedRateEncoder", "PoissonEncoder", "RateEncoder"]
@@ -22,7 +24,7 @@ class PoissonEncoder(TemporalModule):
         step_mode: ``"s"`` or ``"m"``.
 
     Raises:
-        ValueError: if the threshold is not positive.
+        ValueError: if the threshold is no positive, finite number.
 
     Example:
         >>> encoder = PoissonEncoder(threshold=2.0)
@@ -42,8 +44,8 @@ class PoissonEncoder(TemporalModule):
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """One step; stateless."""
         (x,) = inputs
-        rate = (x.abs() / self.threshold).clamp_(max=1.0)
-        return (self.threshold * x.sign() * self.encoder(rate),), states
+        rate = (x.to(state_dtype(x.dtype)).abs() / self.threshold).clamp_(max=1.0)
+        return ((self.threshold * x.sign() * self.encoder(rate)).to(x.dtype),), states
 
 
 class RateEncoder(TemporalModule):
@@ -59,7 +61,7 @@ class RateEncoder(TemporalModule):
         step_mode: ``"s"`` or ``"m"``.
 
     Raises:
-        ValueError: if the threshold is not positive.
+        ValueError: if the threshold is no positive, finite number.
 
     Example:
         >>> encoder = RateEncoder(threshold=1.0, step_mode="m")
@@ -79,7 +81,7 @@ class RateEncoder(TemporalModule):
     ) -> tuple[object, ...]:
         """Start from an empty accumulator after a reset."""
         x = first_step(inputs, step_mode)
-        u = torch.zeros_like(x) if states[0] is None else states[0]
+        u = torch.zeros_like(x, dtype=state_dtype(x.dtype)) if states[0] is None else states[0]
         check_state_shape(self, u, x, "accumulator")
         return (u,)
 
@@ -87,8 +89,9 @@ class RateEncoder(TemporalModule):
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
         """One step on explicit state ``(u,)``."""
-        y, u = _fire(inputs[0], states[0], self.threshold)
-        return (y,), (u,)
+        (x,) = inputs
+        y, u = _fire(x, states[0], self.threshold)
+        return (y.to(x.dtype),), (u,)
 
 
 class CompensatedRateEncoder(TemporalModule):
@@ -110,7 +113,7 @@ class CompensatedRateEncoder(TemporalModule):
         step_mode: ``"s"`` or ``"m"``.
 
     Raises:
-        ValueError: if the threshold is not positive, or T < 1.
+        ValueError: if the threshold is no positive, finite number, or T < 1.
 
     Source: after Li et al., "IC-SNN: optimal ANN2SNN conversion at low latency", 2023.
 
@@ -138,9 +141,13 @@ class CompensatedRateEncoder(TemporalModule):
         check_state_shape(self, states[0], first_step(inputs, step_mode), "accumulator")
         return states
 
+    def _half(self, x: Tensor) -> Tensor:
+        """The accumulator at the start."""
+        return x.sign().to(state_dtype(x.dtype)) * self.threshold / 2
+
     def _loss(self, x: Tensor) -> Tensor:
         """The remainder r for a constant input x."""
-        u, rest = x.sign() * self.threshold / 2, x * self.time_steps
+        u, rest = self._half(x), x.to(state_dtype(x.dtype)) * self.time_steps
         for _ in range(self.time_steps):
             y, u = _fire(x, u, self.threshold)
             rest = rest - y
@@ -152,10 +159,10 @@ class CompensatedRateEncoder(TemporalModule):
         """One step on explicit state ``(u,)``; ``None`` before the first."""
         (x,), (u,) = inputs, states
         if u is None:
-            y, u = _fire(x, x.sign() * self.threshold / 2, self.threshold)
-            return (y + self._loss(x),), (u,)
+            y, u = _fire(x, self._half(x), self.threshold)
+            return ((y + self._loss(x)).to(x.dtype),), (u,)
         y, u = _fire(x, u, self.threshold)
-        return (y,), (u,)
+        return (y.to(x.dtype),), (u,)
 
 
 def _fire(x: Tensor, u: object, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,10 +173,11 @@ def _fire(x: Tensor, u: object, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positive(threshold: float | Tensor) -> Tensor:
-    threshold = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
-    if not (threshold > 0).all():
-        raise ValueError(f"the encoder's threshold must be positive, got {threshold.min():.4g}")
-    return threshold
+    threshold = torch.as_tensor(threshold, dtype=float_dtype(threshold)).detach().clone()
+    if threshold.numel() != 1 or not 0 < threshold.item() < math.inf:
+        got = f"{threshold.item():.4g}" if threshold.numel() == 1 else list(threshold.shape)
+        raise ValueError(f"the encoder's threshold must be one positive, finite number, got {got}")
+    return threshold.squeeze()
 
 
 # coding option → encoder, from the largest |x| of the calibration set and T; "direct" needs none.

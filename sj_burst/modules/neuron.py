@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..backends import dispatch
 from ..backends.events import SpikeCounts
-from ..backends.layout import state_dtype
+from ..backends.layout import float_dtype, state_dtype
 from .temporal import TemporalModule, TimeFold, check_state_shape, first_step, run_temporal, time_mean
 
 __all__ = ["MOST_LEVELS", "BurstIFNode", "check_expected", "check_max_spikes", "mean_output", "neurons"]
@@ -107,7 +108,7 @@ class BurstIFNode(TemporalModule):
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
-        threshold = torch.as_tensor(threshold, dtype=_float_dtype(threshold)).detach().clone()
+        threshold = torch.as_tensor(threshold, dtype=float_dtype(threshold)).detach().clone()
         if not (threshold > 0).all() or not threshold.isfinite().all():
             raise ValueError(
                 f"threshold must be positive and finite, got values in "
@@ -147,11 +148,7 @@ class BurstIFNode(TemporalModule):
         x = first_step(inputs, step_mode)
         v, sent = states
         if v is None:
-            _check_channels(self.threshold, x, "thresholds")
-            if self.negative_slope is not None:
-                _check_channels(self.negative_slope, x, "slopes")
-            if self.expected is not None:
-                _check_channels(self.expected, x, "expected spikes")
+            _check_fits(self, x)
             v = functional.per_channel(self.v_init, x.dim()).to(state_dtype(x.dtype))
             v = v.expand_as(x)
         check_state_shape(self, v, x, "membrane potential")
@@ -160,11 +157,12 @@ class BurstIFNode(TemporalModule):
         return v, sent
 
     def _parameters_for(self, z: Tensor, v: Tensor, dim: int) -> dict[str, Any]:
-        threshold = functional.per_channel(self.threshold, dim)
-        shift, slope = (
-            None if value is None else functional.per_channel(value, dim)
-            for value in (self.shift, self.negative_slope)
+        given = (self.threshold, self.shift, self.negative_slope)
+        threshold, shift, slope = (
+            None if value is None else _at_most(functional.per_channel(value, dim), v.dtype)
+            for value in given
         )
+        assert threshold is not None
         surrogate_function = None
         if functional.needs_grad(z, v, threshold, shift, slope):
             if self.max_spikes > MOST_LEVELS:
@@ -223,6 +221,14 @@ class BurstIFNode(TemporalModule):
             self.spike_counts = SpikeCounts.of_totals(totals)  # type: ignore[arg-type]
         return (torch.stack(y_seq),), states
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "BurstIFNode":
+        """Move or cast; a threshold that another precision has no number for stays positive."""
+        before = self.threshold.dtype
+        super()._apply(fn, recurse)
+        if self.threshold.dtype != before:
+            self.threshold = self.threshold.clamp_min(torch.finfo(self.threshold.dtype).tiny)
+        return self
+
     def reset(self) -> None:
         """Forget the state: the next forward starts from ``v_init``, for any input shape."""
         super().reset()
@@ -237,6 +243,11 @@ class BurstIFNode(TemporalModule):
             f"v_init={_summary(self.v_init)}, {kind}, step_mode={self.step_mode}"
             + ("" if self.expected is None else f", expected={_summary(self.expected)}")
         )
+
+
+def _at_most(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the precision of the state if its own is higher."""
+    return value.to(dtype) if torch.promote_types(value.dtype, dtype) != dtype else value
 
 
 @torch.no_grad()
@@ -262,12 +273,35 @@ def mean_output(neuron: BurstIFNode, z: Tensor, fold: TimeFold) -> Tensor:
     return dispatch.burst_mean(neuron.backend, z_seq, v, sent=sent, **parameters)  # type: ignore[arg-type]
 
 
-def _check_channels(value: Tensor, x: Tensor, what: str) -> None:
-    if value.dim() == 1 and x.dim() > 1 and len(value) not in (1, x.shape[1]):
-        raise ValueError(
-            f"BurstIFNode has {what} for {len(value)} channels (dimension 1) and got an input "
-            f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
-        )
+_WHAT = {  # buffers, and what they are called
+    "threshold": "thresholds",
+    "v_init": "initial potentials",
+    "shift": "shifts",
+    "negative_slope": "slopes",
+    "expected": "expected spikes",
+}
+
+
+def _check_fits(node: BurstIFNode, x: Tensor) -> None:
+    """Raise unless the input is a current that the parameters of the node are for."""
+    if not x.is_floating_point():
+        raise TypeError(f"BurstIFNode wants currents in floating point, got {x.dtype}; use x.float()")
+    for name, what in _WHAT.items():
+        value = getattr(node, name)
+        if value is None:
+            continue
+        if value.dim() == 1 and x.dim() > 1 and len(value) not in (1, x.shape[1]):
+            raise ValueError(
+                f"BurstIFNode has {what} for {len(value)} channels (dimension 1) and got an input "
+                f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
+            )
+        sizes = functional.per_channel(value, x.dim()).shape
+        if len(sizes) > x.dim() or any(
+            a not in (1, b) for a, b in zip(reversed(sizes), reversed(x.shape), strict=False)
+        ):
+            raise ValueError(
+                f"BurstIFNode has {what} of shape {list(value.shape)} and got an input {list(x.shape)}"
+            )
 
 
 def check_expected(expected: Tensor, negative_slope: Tensor | None = None) -> None:
@@ -289,9 +323,9 @@ def check_expected(expected: Tensor, negative_slope: Tensor | None = None) -> No
 LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it
 
 
-def check_max_spikes(max_spikes: float) -> float:
+def check_max_spikes(max_spikes: Any) -> float:
     """Return Γ as an int (or infinity), or say what is wrong with it."""
-    if isinstance(max_spikes, bool) or not isinstance(max_spikes, int | float):
+    if isinstance(max_spikes, bool) or not isinstance(max_spikes, Real):
         raise TypeError(
             f"max_spikes must be an integer ≥ 1 or math.inf, got {type(max_spikes).__name__}"
         )
@@ -304,12 +338,6 @@ def check_max_spikes(max_spikes: float) -> float:
             "integrate-and-fire neuron"
         )
     return max_spikes if math.isinf(max_spikes) else int(max_spikes)
-
-
-def _float_dtype(value: float | Tensor) -> torch.dtype:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.dtype
-    return torch.get_default_dtype()
 
 
 def _summary(value: Tensor) -> str:

@@ -87,7 +87,7 @@ def _kind_of(pool: nn.Module) -> _Kind:
 
     Raises:
         TypeError: if it is none.
-        ValueError: for a maximum over dimensions, which has no window.
+        ValueError: for a maximum over dimensions, which has no window, or pooling that returns indices.
     """
     if isinstance(pool, MaxOver):
         raise ValueError(
@@ -96,6 +96,8 @@ def _kind_of(pool: nn.Module) -> _Kind:
         )
     for kind, row in _KINDS.items():
         if isinstance(pool, kind):
+            if pool.return_indices:
+                raise ValueError("max-pooling of spikes has no indices; leave out return_indices=True")
             return row
     names = [kind.__name__ for kind in MAX_POOLS]
     raise TypeError(f"pool must be one of torch's {names}, got {type(pool).__name__}")

@@ -15,7 +15,7 @@ from .transfer import Transfer
 
 __all__ = ["Choice", "allocate_bursts", "choose", "ladder"]
 
-_MOST = 127  # what counts of eight bits hold
+_MOST = 127  # what counts of eight bits hold; a larger mean wants more
 _TIMES = 8  # the mean, at most
 _KEPT = 2**13  # combinations
 _CEILINGS = (0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0)  # Γθ, over that of the mean Γ
@@ -144,7 +144,7 @@ def ladder(mean: float, times: int) -> list[int]:
         [1, 2, 3, 4, 5, 6, 8, 10, 12, 15]
     """
     found, last = [int(mean)], 1
-    while last <= min(_MOST, times * mean):
+    while last <= min(max(_MOST, 2 * mean), times * mean):
         found.append(last)
         last = max(last + 1, round(1.25 * last))
     return sorted(set(found))

@@ -43,7 +43,7 @@ def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tenso
 def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Tensor:
     """θ = the given percentile of the activations, zeros included.
 
-    Exact within one bin of the histogram, at most 0.1 % of the maximum.
+    That of a channel which is active more rarely is its maximum, in place of zero. Exact within one bin of the histogram, at most 0.1 % of the maximum.
 
     Source: Rueckauer et al., Frontiers in Neuroscience 2017.
 
@@ -58,7 +58,8 @@ def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Te
     reached = (below + zeros) >= percent / 100 * statistics.samples
     first = reached.int().argmax(1, keepdim=True)
     edge = statistics.centres.gather(1, first).squeeze(1) + statistics.range / statistics.BINS / 2
-    return edge.clamp(max=statistics.maximum)
+    rare = (zeros >= percent / 100 * statistics.samples).squeeze(1)
+    return torch.where(rare, statistics.maximum, edge.clamp(max=statistics.maximum))
 
 
 def mse_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
@@ -162,7 +163,8 @@ def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> 
           + \frac{\sigma}{\theta_{max}\sqrt{\pi/2}} \frac{\frac1n \sum e^{-u_i^2}}{D}, \qquad
         D = 1 - \sum \frac{2i-1}{n^2} \mathrm{erf}(u_i)
 
-    until k = 1; then θ = θ_max / Γ. Needs mean and variance only.
+    until k = 1; then θ = θ_max / Γ. Needs mean and variance only. It is that of a ReLU and
+    :math:`v_0 = \theta/2`; other potentials and slopes are not in it.
 
     Source: Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025.
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 from ..graph.evaluate import record
 from ..modules.temporal import TimeFold, time_folded
 from ..network import SpikingNetwork
+from ..utils.inference import eval_mode
 from ..utils.inputs import Inputs
 
 __all__ = ["graph_of", "values_of"]
@@ -46,7 +47,8 @@ def values_of(snn: nn.Module, x: Inputs) -> dict[fx.Node, Any]:
     reset_net(gm)
     fold = TimeFold(1, len(x))
     try:
-        with time_folded(gm, fold) if isinstance(snn, SpikingNetwork) else nullcontext():
+        folded = time_folded(gm, fold) if isinstance(snn, SpikingNetwork) else nullcontext()
+        with eval_mode(gm), folded:
             return record(gm, x.one_frame())
     finally:
         reset_net(gm)

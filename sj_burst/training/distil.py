@@ -13,9 +13,8 @@ from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ..conversion.expected import expect_spikes
-from ..conversion.weights import round_all
 from ..graph.quantised import quantised
+from ..modules.pooling import MAX_POOLS
 from ..modules.rate import RateNeuron
 from ..modules.temporal import TemporalModule, time_sum
 from ..network import SpikingNetwork, check_converted
@@ -27,9 +26,10 @@ from ..utils.loader import batches, check_loader, length_of
 from ..utils.outputs import tensors_of
 from .energy import EnergyPenalty
 from .epoch import Writer, step
-from .run import Run, started_from
+from .outcome import adapted, check_adaptable, check_sound
+from .run import Run, fingerprints, started_from
 
-__all__ = ["adapted", "distil", "distillation_loss"]
+__all__ = ["distil", "distillation_loss"]
 
 
 def distillation_loss(out: Any, wanted: Any, kind: str = "kl") -> Tensor:
@@ -133,8 +133,8 @@ def distil(
 
     so that the loss is that of the spikes, and a backward pass costs that of one step. Thresholds
     :math:`\theta_0 e^s`, a constant current in units of θ₀ for every neuron, biases, and with
-    ``weight_lr`` weights are trained by Adam on :func:`distillation_loss`. The learning rate rises over
-    a tenth of the steps, then falls to zero along a cosine.
+    ``weight_lr`` weights, frozen ones too, are trained by Adam on :func:`distillation_loss`. The
+    learning rate rises over a tenth of the steps, then falls to zero along a cosine.
 
     Args:
         snn: a converted network; stays as it is, but for its reset state.
@@ -154,12 +154,12 @@ def distil(
         time_dim: for inputs that change from step to step, as for :func:`sj_burst.simulate`; the ANN
             answers to their mean frame.
         checkpoint: file written after every epoch; if it exists, the run goes on from there, with the
-            ``snn`` that it was started from.
+            ``snn`` and ``ann`` that it was started from.
         writer: TensorBoard writer, or anything with ``add_scalar``.
         progress: show a progress bar.
 
     Returns:
-        The fitted network in eval mode.
+        The network, fitted for ``time_steps``, in eval mode.
 
     Raises:
         TypeError: for a network that was not converted, or a loader that cannot be read.
@@ -188,6 +188,7 @@ def distil(
     _check_weight_lr(weight_lr, snn.options.weight_bits)
     if energy_budget is not None:
         check_energy_budget(energy_budget)
+    check_adaptable(snn, loader, time_dim)
     student = _Student(snn, steps)
     energy: EnergyPenalty | None = None
     optimizer = torch.optim.Adam(_groups(student.rates, lr, weight_lr))
@@ -196,8 +197,10 @@ def distil(
     total = max(1, epochs * count)  # an empty loader is told of below
     schedule = LambdaLR(optimizer, lambda i: min(1.0, 10 * (i + 1) / total) * _cosine(i / total))
     settings = dict(time_steps=steps, epochs=epochs, lr=lr, weight_lr=weight_lr, loss=loss)
+    settings |= {} if time_dim is None else {"time_dim": time_dim}
     settings |= {} if energy_budget is None else {"energy_budget": energy_budget}
-    run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, started_from(snn))
+    start = started_from(snn) | fingerprints({f"ann.{k}": v for k, v in ann.state_dict().items()})
+    run = Run(checkpoint, settings, loader, student.rates, optimizer, schedule, start)
     if energy_budget is not None:
         example = snn.example(frames=steps if time_dim is not None else None)
         energy = EnergyPenalty(snn, student.rates, example, energy_budget, steps, total)
@@ -215,6 +218,7 @@ def distil(
             schedule.step()
         if writer is not None:
             writer.add_scalar("distil/loss", sum(losses) / len(losses), epoch)
+        check_sound(student.written())
         run.save(epoch, **({} if energy is None else {"price": energy.price}))
     if energy is not None:
         energy.warn_of_excess()
@@ -228,22 +232,6 @@ def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
             f"weight_lr={weight_lr} would move the weights of weight_bits={bits} off their integers; "
             "pass weight_lr=0: they are rounded again to the thresholds that are found"
         )
-
-
-def adapted(
-    snn: SpikingNetwork, loader: Iterable[Any], time_steps: int, time_dim: int | None
-) -> SpikingNetwork:
-    """The same network, what its options ask for made anew.
-
-    Weights of few bits are rounded to the thresholds that they meet now, and spikes are expected that
-    are sent now.
-    """
-    if snn.options.weight_bits is not None:
-        round_all(snn.graph, snn.options.weight_bits, snn.example().value)
-        reset_net(snn)
-    if snn.options.expected_spikes != "none":
-        expect_spikes(snn, loader, time_steps, time_dim=time_dim)
-    return snn
 
 
 def _cosine(share: float) -> float:
@@ -262,7 +250,7 @@ def _groups(net: fx.GraphModule, lr: float, weight_lr: float) -> list[dict[str, 
             if kind == "bias" and size == 0:
                 size = _size(getattr(net.get_submodule(owner), "weight", parameter))
             rate = (lr if kind == "bias" else weight_lr) * size
-        parameter.requires_grad_(rate > 0)
+        parameter.requires_grad_(bool(rate > 0))
         if rate > 0:
             groups.append({"params": [parameter], "lr": rate})
     return groups
@@ -288,15 +276,17 @@ class _Student:
         self._hooks = []
         for name, rate in self.rates.named_modules():
             module = self.spiking.graph.get_submodule(name)
-            if isinstance(module, TemporalModule):
+            if isinstance(module, (TemporalModule, *MAX_POOLS)):
                 self._hooks.append(module.register_forward_hook(self._measure(name)))
                 rate.register_forward_hook(self._replace(name))
             else:
                 module._parameters.update(rate._parameters)
 
     def _measure(self, name: str) -> Callable[..., None]:
-        def keep(module: Any, _: Any, out: Tensor) -> None:
-            self._measured[name] = time_sum(out, module.time_fold) / module.time_fold.steps
+        def keep(_: Any, __: Any, out: Tensor) -> None:
+            fold = self.spiking.temporal_modules()[0].time_fold
+            assert fold is not None
+            self._measured[name] = time_sum(out, fold) / fold.steps
 
         return keep
 
@@ -309,18 +299,19 @@ class _Student:
     def answer(self, x: Inputs) -> Any:
         """The answer after all steps, with the gradients of rates."""
         with torch.no_grad():
-            self._write()
-            self.spiking.run(x, self.time_steps)
+            self.written().run(x, self.time_steps)
         return self.spiking.readout(call(self.rates, x.picture()))
 
-    def _write(self) -> None:
+    def written(self) -> SpikingNetwork:
+        """The spiking network as it is now."""
         for name, rate in self.rates.named_modules():
             if isinstance(rate, RateNeuron):
                 rate.write_to(self.spiking.graph.get_submodule(name))  # type: ignore[arg-type]
+        return self.spiking
 
     def finish(self) -> SpikingNetwork:
         """The spiking network, for itself."""
-        self._write()
+        self.written()
         for hook in self._hooks:
             hook.remove()
         reset_net(self.spiking)

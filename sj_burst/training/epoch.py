@@ -47,12 +47,18 @@ def labelled(
         yield x.to(device), target.to(device).long()
 
 
-def fitting(target: Tensor, out: Tensor) -> Tensor:
+def fitting(target: Tensor, out: Any) -> Tensor:
     """Labels ``[N, ...]`` for scores ``[N, C, ...]``, with −100 for pixels of no class.
 
     Raises:
+        TypeError: if the network returns no tensor.
         ValueError: names both shapes, or the range of labels.
     """
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"the network returns a {type(out).__name__}; train one that returns class scores "
+            "[N, C, ...] alone, in a module that takes them from its outputs"
+        )
     if out.dim() < 2 or out[:, 0].shape != target.shape:
         raise ValueError(
             f"labels {list(target.shape)} do not fit the output {list(out.shape)}; the network must "
@@ -108,13 +114,16 @@ def train_epoch(
     Raises:
         ValueError: if a loss becomes NaN, or no batch has one.
     """
-    losses = []
+    losses, left_out = [], 0
     for x, target in tqdm(pairs, title, disable=not progress, leave=False):
         loss = loss_of(x, target)
-        if loss is not None:
-            losses.append(step(loss, optimizer))
-            if schedule is not None:
-                schedule.step()
+        if loss is None:
+            left_out += 1
+            continue
+        losses.append(step(loss, optimizer))
+        for _ in range(1 + left_out if schedule is not None else 0):
+            schedule.step()  # type: ignore[union-attr]
+        left_out = 0
     if not losses:
         raise ValueError(NO_CLASS.format(name="loader"))
     return sum(losses) / len(losses)

@@ -1,6 +1,5 @@
 """The rate norm layer: a ReLU with a trainable upper bound, the threshold of the neuron to come."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ..graph.standardize import standardize
 from ..modules.bounded import BoundedActivation
 from ..utils.checks import check_network, check_range
+from ..utils.copying import copied
 
 __all__ = ["RateNorm", "lock_max", "rate_norms", "replace_relu", "share_scale"]
 
@@ -199,7 +199,7 @@ def replace_relu(
             f"activation makes a new module for each ReLU, got one {type(activation).__name__}; pass "
             "the class, or a lambda"
         )
-    net = copy.deepcopy(model) if example is None else standardize(model, example)
+    net = copied(model) if example is None else standardize(model, example)
     made: dict[nn.Module, nn.Module] = {}
     for name, module in list(net.named_modules(remove_duplicate=False)):
         if type(module) is nn.ReLU and name:

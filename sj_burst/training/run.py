@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from ..utils.files import digest, read_whole, write_atomically
 
 __all__ = ["Run", "fingerprints", "started_from"]
 
-FORMAT = 2
+FORMAT = 3
 
 
 def fingerprints(values: Mapping[str, Any]) -> dict[str, str]:
@@ -47,14 +48,15 @@ def started_from(snn: SpikingNetwork) -> dict[str, str]:
 class Run:
     """A training run that goes on where its checkpoint file ends.
 
-    The file holds network, optimizer, learning-rate schedule, epoch, random number generators, what the
-    run was started from, and whatever the trainer adds; it is written after every epoch beside its place
+    The file holds network, optimizer, learning-rate schedule, epoch, random number generators (those of
+    torch, Python and NumPy, and a ``torch.Generator`` of the loader or its sampler), what the run was
+    started from, and whatever the trainer adds; it is written after every epoch beside its place
     and then moved there.
 
     Args:
         path: the checkpoint file, or ``None`` to keep nothing.
         settings: must be those of the file, if there is one.
-        loader: the training loader; the state of its ``generator`` is kept too.
+        loader: the training loader; the state of its ``generator``, or its sampler's, is kept too.
         net: the network that is trained.
         optimizer: its optimizer.
         schedule: of the learning rate.
@@ -65,8 +67,8 @@ class Run:
         extra: what the trainer added at the last :meth:`save`.
 
     Raises:
-        ValueError: if the file is damaged, foreign, of a run with other settings, or of one that
-            was started from another network.
+        ValueError: if parameters are float16, there is no folder for the file, or the file is damaged,
+            foreign, of a run with other settings, or of one that was started from another network.
     """
 
     def __init__(
@@ -84,6 +86,9 @@ class Run:
         self.net, self.optimizer, self.schedule = net, optimizer, schedule
         self.epoch = 0
         self.extra: dict[str, Any] = {}
+        _check_precision(net)
+        if self.path is not None and not self.path.parent.is_dir():
+            raise ValueError(f"checkpoint={str(path)!r}: there is no folder {self.path.parent}")
         if self.path is not None and self.path.exists():
             self._resume(self._read(self.path))
 
@@ -92,7 +97,7 @@ class Run:
         self.epoch, self.extra = epoch, extra
         if self.path is None:
             return
-        content = {
+        content: Any = {
             "training_format": FORMAT,
             "settings": self.settings,
             "start": self.start,
@@ -103,7 +108,7 @@ class Run:
             "generators": self._generators(),
             "extra": extra,
         }
-        write_atomically(content, self.path)
+        write_atomically(_plain(content), self.path)
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = read_whole(path)
@@ -126,7 +131,7 @@ class Run:
 
     def _resume(self, content: dict[str, Any]) -> None:
         generators = content["generators"]
-        generator: Any = getattr(self.loader, "generator", None)
+        generator = self._generator()
         if generators["loader"] is not None and generator is None:
             raise ValueError(
                 f"checkpoint {self.path} is of a run whose loader had a generator, and this one has "
@@ -144,18 +149,46 @@ class Run:
         random.setstate((version, tuple(state), gauss))
         if generators["cuda"]:
             torch.cuda.set_rng_state_all(generators["cuda"])
-        if generators["loader"] is not None:
+        np.random.set_state(generators["numpy"])
+        if generator is not None and generators["loader"] is not None:
             generator.set_state(generators["loader"])
 
+    def _generator(self) -> torch.Generator | None:
+        """What shuffles: of the loader, or of its sampler."""
+        sampler = getattr(self.loader, "sampler", None)
+        found = (getattr(owner, "generator", None) for owner in (self.loader, sampler))
+        return next((g for g in found if isinstance(g, torch.Generator)), None)
+
     def _generators(self) -> dict[str, Any]:
-        generator = getattr(self.loader, "generator", None)
+        generator = self._generator()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return {
             "torch": torch.get_rng_state(),
             "python": random.getstate(),
+            "numpy": np.random.get_state(),
             "cuda": cuda,
             "loader": None if generator is None else generator.get_state(),
         }
+
+
+def _check_precision(net: nn.Module) -> None:
+    if half := [n for n, p in net.named_parameters() if p.dtype == torch.float16]:
+        raise ValueError(
+            f"parameters such as {half[0]!r} are float16, in which steps of training vanish or "
+            "overflow; train the float32 network, net.float()"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The same with numbers and arrays of Python in place of NumPy's, which no file may hold."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, dict):
+        made = type(value)()
+        for key, one in value.items():
+            made[key] = _plain(one)
+        return made
+    return type(value)(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Stage 2 of training for fast inference: the scale of the thresholds."""
 
-import copy
 import math
 import os
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..utils.checks import check_count, check_network, check_positive, check_range
+from ..utils.copying import copied
 from ..utils.inference import device_of
 from ..utils.inputs import Inputs, call
 from .candidates import Candidate, non_dominated
@@ -87,7 +87,7 @@ def train_threshold_scale(
     check_positive(lr=lr)
     check_range(0, math.inf, lam=lam)
     check_range(0, 1, momentum=momentum, acc_tolerance=acc_tolerance)
-    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    teacher = copied(teacher).eval().requires_grad_(False)
     student, scales = _student(model, share_scale)
     optimizer = torch.optim.SGD(scales, lr, momentum)
     schedule = CosineAnnealingLR(optimizer, epochs, eta_min=lr / 10)
@@ -134,7 +134,7 @@ def train_threshold_scale(
 
 def _student(model: nn.Module, shared: bool) -> tuple[nn.Module, list[nn.Parameter]]:
     """A copy in eval mode of which only the scales learn."""
-    student = copy.deepcopy(model).eval().requires_grad_(False)
+    student = copied(model).eval().requires_grad_(False)
     share_scale(lock_max(student), shared)
     unique = {id(m.scale_logit): m.scale_logit for m in rate_norms(student).values()}
     for scale in unique.values():

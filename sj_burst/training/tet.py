@@ -18,11 +18,11 @@ from ..network import SpikingNetwork, check_converted
 from ..simulation.steps import RunningAnswer
 from ..utils.checks import check_count, check_positive, check_range
 from ..utils.inputs import Inputs, call
-from ..utils.labels import check_labels
+from ..utils.labels import IGNORED, check_labels
 from ..utils.loader import check_time_dim, length_of
 from ..utils.outputs import map_tensors, select_output
-from .distil import adapted
 from .epoch import Writer, has_class, labelled, train_epoch
+from .outcome import adapted, check_adaptable, check_sound
 from .run import Run, started_from
 
 __all__ = ["finetune", "tet_loss"]
@@ -62,6 +62,8 @@ def tet_loss(out_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.
             f"{tuple(target.shape)}; a network in step mode 'm', or snn.run(x, T), gives such outputs"
         )
     check_labels(target, out_seq.shape[2])
+    known = target != IGNORED
+    out_seq, target = out_seq[:, known], target[known].long()
     entropy = F.cross_entropy(out_seq.flatten(0, 1), target.repeat(len(out_seq)))
     return (1 - lam) * entropy + lam * (out_seq - phi).square().mean()
 
@@ -104,10 +106,10 @@ def finetune(
 
     Gradients pass the neurons by their surrogate functions and lateral-inhibition pooling exactly,
     back through time. Adam's learning rate falls to zero along a cosine (epoch by epoch if the loader
-    has no length). Batches of which all labels are −100 are left out. Thresholds are trained as
-    :math:`\theta = \theta_0 e^s`, positive by construction, and the initial potentials keep their
-    ratio to them; both are buffers again in the network that is returned, so that ``save`` and
-    ``load`` work as before. BatchNorm that is not fused stays in eval mode.
+    has no length). All weights are trained, frozen ones too. Batches of which all labels are −100 are
+    left out. Thresholds are trained as :math:`\theta = \theta_0 e^s`, positive by construction, and the
+    initial potentials keep their ratio to them; both are buffers again in the network that is returned,
+    so that ``save`` and ``load`` work as before. BatchNorm that is not fused stays in eval mode.
     Weights of ``weight_bits`` are rounded again in the end, to the nearest.
 
     The loss is that of the outputs before the network's read-out: a softmax or log-softmax that ends
@@ -133,7 +135,7 @@ def finetune(
         progress: show a progress bar.
 
     Returns:
-        The fine-tuned network in eval mode, with its state reset.
+        The fine-tuned network, which is one for ``time_steps`` now, in eval mode, with its state reset.
 
     Raises:
         ValueError: for a bad value, if the loss becomes NaN, no label is of a class, Γ is infinite, the
@@ -158,6 +160,7 @@ def finetune(
     check_positive(lr=lr)
     check_time_dim(time_dim)
     _check_levels(snn)
+    check_adaptable(snn, loader, time_dim)
     reset_net(snn)
     net = copy.deepcopy(snn).eval().requires_grad_(True)
     set_step_mode(net, step_mode)
@@ -168,7 +171,7 @@ def finetune(
     schedule = CosineAnnealingLR(optimizer, epochs * (batches or 1))
     settings = dict(
         **dict(time_steps=time_steps, epochs=epochs, lr=lr, lam=lam, phi=phi),
-        train_thresholds=train_thresholds,
+        **dict(train_thresholds=train_thresholds, output=repr(output), time_dim=time_dim),
     )
     trained = nn.ModuleList([net, scales])
     run = Run(checkpoint, settings, loader, trained, optimizer, schedule, started_from(snn))
@@ -193,7 +196,7 @@ def finetune(
             schedule.step()
         with torch.no_grad():
             scales.apply_to_nodes()
-        _check_sound(net)
+        check_sound(net)
         if writer is not None:
             writer.add_scalar("tet/loss", loss, epoch)
         run.save(epoch)
@@ -208,16 +211,6 @@ def _check_levels(snn: SpikingNetwork) -> None:
         raise ValueError(
             f"max_spikes={most[large[0]]} of {large[0]!r}: gradients are of bursts of up to "
             f"{MOST_LEVELS}; convert with fewer, or use distil, whose gradients are those of rates"
-        )
-
-
-def _check_sound(net: SpikingNetwork) -> None:
-    thetas = [node.threshold for node in net.neurons().values()]
-    sound = all(bool((theta > 0).all()) for theta in thetas)
-    if not sound or not all(bool(value.isfinite().all()) for value in (*net.parameters(), *thetas)):
-        raise ValueError(
-            "weights or thresholds have become NaN, infinite or zero; lower lr. The network that was "
-            "passed in is as it was"
         )
 
 

@@ -1,6 +1,5 @@
 """Stage 1 of training for fast inference: the weights."""
 
-import copy
 import math
 import os
 from collections.abc import Iterable
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ..utils.checks import check_count, check_network, check_positive, check_range
+from ..utils.copying import copied
 from ..utils.inference import device_of
 from ..utils.inputs import Inputs, call
 from .epoch import Writer, fitting, has_class, labelled, train_epoch
 from .rate_norm import RateNorm
-from .run import Run
+from .run import Run, fingerprints
 
 __all__ = ["train_rates"]
 
@@ -73,14 +73,15 @@ def train_rates(
     check_positive(lr=lr)
     check_range(0, 1, momentum=momentum)
     check_range(0, math.inf, weight_decay=weight_decay)
-    net = copy.deepcopy(model).train()
+    net = copied(model).train()
     scales = {id(m.scale_logit) for m in net.modules() if isinstance(m, RateNorm)}
     parameters = [p for p in net.parameters() if p.requires_grad and id(p) not in scales]
     optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
     milestones = [math.ceil(epochs / 2), math.ceil(3 * epochs / 4)]
     schedule = MultiStepLR(optimizer, milestones, gamma=0.1)
     settings = dict(stage=1, epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    run = Run(checkpoint, settings, loader, net, optimizer, schedule)
+    start = fingerprints({"network": repr(net)})  # of its weights, those of the file count
+    run = Run(checkpoint, settings, loader, net, optimizer, schedule, start)
 
     def loss_of(x: Inputs, target: Tensor) -> Tensor | None:
         out = call(net, x.value)

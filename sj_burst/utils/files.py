@@ -69,7 +69,7 @@ def write_atomically(content: Mapping[str, Any], path: str | os.PathLike[str]) -
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no ordinary file; give the name of one")
     _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{_short(path.name)}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with _clear_errors(path):
             _write({**content, "digest": digest(content)}, temporary, mode_of=path)
@@ -82,9 +82,14 @@ def write_atomically(content: Mapping[str, Any], path: str | os.PathLike[str]) -
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers are those of one machine
 
 
+def _short(name: str) -> str:
+    """A name to which more may be added: file systems take 255 bytes."""
+    return name if len(os.fsencode(name)) <= 200 else f"{zlib.crc32(os.fsencode(name)):08x}"
+
+
 def _remove_stale(path: Path) -> None:
     """Remove what processes that were killed left beside ``path``."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_HOST}-(\d+)-[0-9a-f]+\.tmp")
+    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.{_HOST}-(\d+)-[0-9a-f]+\.tmp")
     for beside in path.parent.iterdir():
         match = pattern.fullmatch(beside.name)
         if match and not _runs(int(match[1])):

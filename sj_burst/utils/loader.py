@@ -19,6 +19,7 @@ __all__ = [
     "Pictures",
     "batches",
     "check_loader",
+    "check_one_size",
     "check_time_dim",
     "first_samples",
     "length_of",
@@ -199,6 +200,18 @@ def batches(
         raise ValueError(f"{name} is empty; it must yield at least one batch")
 
 
+def check_one_size(first: Inputs, x: Inputs, name: str) -> None:
+    """Raise unless two batches of a loader are of inputs of one shape.
+
+    Raises:
+        ValueError: names both.
+    """
+    shapes, now = ([list(t.shape[1:]) for t in part.tensors] for part in (first, x))
+    if shapes != now:
+        one, other = (found[0] if len(found) == 1 else found for found in (shapes, now))
+        raise ValueError(f"{name} yields inputs of shapes {one} and {other}; bring them to one")
+
+
 def first_samples(
     loader: Iterable[Any], samples: int, name: str = "loader", time_dim: int | None = None
 ) -> list[Inputs]:
@@ -215,10 +228,7 @@ def first_samples(
     missing = samples
     for x, _ in batches(loader, name, time_dim):
         taken.append(x[:missing])
-        first, now = ([list(t.shape[1:]) for t in part.tensors] for part in (taken[0], x))
-        if now != first:
-            one, other = (shapes[0] if len(shapes) == 1 else shapes for shapes in (first, now))
-            raise ValueError(f"{name} yields inputs of shapes {one} and {other}; bring them to one")
+        check_one_size(taken[0], x, name)
         missing -= len(taken[-1])
         if missing == 0:
             break

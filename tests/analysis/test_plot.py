@@ -4,7 +4,9 @@ from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from sj_burst import BurstIFNode, SimulationResult, plot, report, simulate
+from sj_burst import BurstIFNode, Options, SimulationResult, plot, report, simulate
+from sj_burst.analysis.layer_report import PARTS, LayerReport
+from sj_burst.analysis.report import Report
 from sj_burst.export import unit_thresholds
 from sj_burst.simulation.operations import LayerOperations, Operations
 from tests.networks import vgg
@@ -179,3 +181,38 @@ def test_folded_networks_are_refused(convert):
     layer = next(iter(snn.neurons()))
     with pytest.raises(ValueError, match="pass the converted network"):
         plot.rates_vs_activations(unit_thresholds(snn), ann, [X], layer, time_steps=4)
+
+
+def test_membrane_trace_of_a_neuron_with_expected_spikes():
+    node = BurstIFNode(torch.tensor([0.5, 1.0]), 4)
+    node.expected = torch.tensor([1.0, 2.0])
+    _, ax = plot.membrane_trace(node, torch.full((4,), 1.2), channel=1)
+    assert [text.get_text() for text in ax.texts] == ["+1", "+1", "+1", "+1"]
+
+
+def test_a_second_call_on_the_same_axes_hides_nothing():
+    results = [
+        SimulationResult(torch.linspace(0, 1, t), None, torch.empty(0), {"1": torch.linspace(1, n, t)})
+        for t, n in ((32, 20.0), (4, 2000.0))
+    ]
+    for draw in (plot.accuracy_vs_time, plot.accuracy_vs_spikes):
+        _, ax = draw({"a": results[0]}, ann_accuracy=0.9)
+        _, ax = draw({"b": results[1]}, ax=ax)
+        first, second = (line for line in ax.get_lines() if not line.get_label().startswith("_"))
+        assert first.get_color() != second.get_color()
+        low, high = ax.get_xlim()
+        assert all(low < max(line.get_xdata()) < high for line in (first, second))
+
+
+def test_long_names_of_layers_stand_upright(convert):
+    names = [f"backbone.layer{i}.relu_after_conv1" for i in range(4)]
+    layers = [LayerReport(n, "BurstIFNode", error=0.1, parts=dict.fromkeys(PARTS, 0.02)) for n in names]
+    _, ax = plot.layer_errors(Report(layers, Options(), []))
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {90}
+
+
+def test_brain_floats_are_drawn(convert):
+    ann, x = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU()).bfloat16(), torch.rand(8, 3).bfloat16() - 3
+    _, ax = plot.rates_vs_activations(convert(ann, [x]), ann, x, "1", time_steps=2)
+    ends = ax.get_lines()[0].get_xdata()
+    assert ends[0] <= ann(x).min() and ends[1] >= ann(x).max()

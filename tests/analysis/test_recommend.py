@@ -261,3 +261,11 @@ def test_bursts_are_allocated_where_there_is_more_than_one_spike_a_step(monkeypa
     for _, (_, gamma), snn in conversions:
         allocation = "uniform" if gamma == 1 else "sensitivity"
         assert snn.options.burst_allocation == allocation
+
+
+def test_images_are_of_one_size():
+    ann = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    with pytest.raises(ValueError, match=r"\[1, 8, 8\] and \[1, 6, 6\]; bring them to one"):
+        recommend(ann, [torch.rand(8, 1, 8, 8), torch.rand(8, 1, 6, 6)], progress=False)

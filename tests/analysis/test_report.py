@@ -7,7 +7,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from sj_burst import Options, load, report, save, simulate, synops
+from sj_burst import Options, expect_spikes, load, plot, report, save, simulate, synops
 from sj_burst.analysis.advice import OutputError, advise
 from sj_burst.analysis.layer_report import PARTS, LayerReport
 from tests.networks import resnet, vgg
@@ -453,3 +453,38 @@ def test_advice_within_a_budget_is_a_larger_one(convert):
     for advice in found.advice:
         snn.options.changed(**{advice.option: advice.value})
     assert ("energy_budget", 0.84) in {(advice.option, advice.value) for advice in found.advice}
+
+
+class PreActivation(nn.Module):
+    """A block whose BatchNorm no neighbour takes up."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(256, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last((x + self.conv(self.norm(x).relu())).relu().flatten(1))
+
+
+def test_training_mode_changes_nothing(convert):
+    torch.manual_seed(0)
+    ann = PreActivation().train()
+    for _ in range(20):
+        ann(X)
+    snn = convert(ann.eval(), [X], calibration="none")
+    expected = report(snn, ann, [X], 4).to_dict()
+    before = copy.deepcopy(snn.state_dict())
+    snn.train()
+    assert report(snn, ann, [X], 4).to_dict() == expected
+    plot.spike_raster(snn, X, next(iter(snn.neurons())), 4)
+    expect_spikes(snn, [X])
+    assert all(torch.equal(value, snn.state_dict()[name]) for name, value in before.items())
+
+
+def test_negative_activations_are_no_dead_channels(convert):
+    ann = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(0.5), nn.Linear(4, 2))
+    nn.init.constant_(ann[0].bias, -5.0)
+    x = torch.rand(32, 3)
+    assert report(convert(ann, [x]), ann, [x]).layers[0].dead == 0

@@ -225,3 +225,56 @@ def test_a_loader_over_a_stream_has_no_length(convert):
     snn = convert(ann, loader, calibration="none")
     fitted = distil(snn, ann, loader, epochs=1, **QUIET)
     assert finetune(fitted, loader, time_steps=2, **QUIET).run(X[:1], 2).isfinite().all()
+
+
+@pytest.mark.parametrize("max_pool", ["spike", "gated", "lateral_inhibition", "average"])
+def test_the_loss_is_that_of_the_spikes_whatever_pools(convert, max_pool):
+    ann = vgg()
+    x = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    snn = convert(ann, [x], max_pool=max_pool, max_spikes=1, time_steps=8, calibration="none")
+
+    class Writer:
+        def add_scalar(self, _, value, __):
+            assert value == pytest.approx(
+                distillation_loss(snn.answer(x, 8), ann(x), "mse").item(), rel=1e-4
+            )
+
+    options = dict(epochs=1, lr=1e-12, weight_lr=0, loss="mse", writer=Writer(), **QUIET)
+    distil(snn, ann, [x], **options)
+
+
+def test_a_last_step_too_long_is_noticed(convert, tmp_path):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    path = tmp_path / "run.pt"
+    with pytest.raises(ValueError, match="lower lr"):
+        distil(snn, ann, DATA[:1], epochs=1, lr=1e3, checkpoint=path, **QUIET)
+    assert not path.exists()
+
+
+def test_a_run_goes_on_with_the_ann_it_was_started_from_only(convert, tmp_path):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    options = dict(epochs=1, checkpoint=tmp_path / "run.pt", **QUIET)
+    distil(snn, ann, DATA, **options)
+    with torch.no_grad():
+        next(iter(ann.parameters())).add_(0.1)
+    with pytest.raises(ValueError, match="another network: ann"):
+        distil(snn, ann, DATA, **options)
+
+
+def test_the_result_is_fitted_for_the_steps_of_training(convert):
+    ann = resnet()
+    snn = convert(ann, DATA, **COARSE)
+    assert distil(snn, ann, DATA, time_steps=3, epochs=1, **QUIET).options.time_steps == 3
+    assert snn.options.time_steps == 1
+
+
+def test_what_could_not_be_expected_is_told_of_before_training(convert):
+    ann = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    sizes = [torch.rand(4, 1, 8, 8), torch.rand(4, 1, 6, 6)]
+    snn = convert(ann, sizes[:1], expected_spikes="median", calibration="none")
+    with pytest.raises(ValueError, match="bring them to one"):
+        distil(snn, ann, sizes, writer=Interrupt(1), **QUIET)

@@ -257,3 +257,15 @@ def test_bad_arguments(convert):
         tet_loss(torch.zeros(4, 5), Y[:4])
     with pytest.raises(ValueError, match="lam must be"):
         tet_loss(torch.zeros(1, 4, 5), Y[:4], lam=2)
+
+
+def test_samples_of_no_class_do_not_count():
+    out, other = torch.randn(2, 3, 2, 5, dtype=torch.float64)
+    other[:, 0] = out[:, 0]
+    target = torch.tensor([4, -100], dtype=torch.int32)
+    assert tet_loss(out, target) == tet_loss(other, target) == tet_loss(out[:, :1], target[:1])
+
+
+def test_the_result_is_fitted_for_the_steps_of_training(convert):
+    snn = convert(vgg(), DATA, max_spikes=1, calibration="none")
+    assert finetune(snn, DATA[:1], 2, **QUIET).options.time_steps == 2

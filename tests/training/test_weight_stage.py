@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from sj_burst.training.rate_measure import evaluate_rates
-from sj_burst.training.rate_norm import RateNorm, lock_max
+from sj_burst.training.rate_norm import RateNorm, lock_max, replace_relu
+from sj_burst.training.scale_stage import train_threshold_scale
 from sj_burst.training.weight_stage import train_rates
 from tests.training.networks import labelled_loader, rate_norm_mlp
 
@@ -90,3 +91,13 @@ def test_a_nan_loss_is_an_error():
     with pytest.raises(ValueError, match="lower lr"):
         train_rates(net, data, progress=False)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_networks_that_keep_what_they_computed_are_copied():
+    torch.manual_seed(0)
+    first = nn.utils.weight_norm(nn.Linear(6, 8))
+    net = replace_relu(nn.Sequential(first, nn.ReLU(), nn.Linear(8, 3)))
+    trained = train_rates(net, labelled_loader(), epochs=1, lr=0.05, progress=False)
+    assert not torch.equal(trained[0].weight_v, first.weight_v)
+    assert train_threshold_scale(trained, trained, *[labelled_loader()] * 2, epochs=1, progress=False)
