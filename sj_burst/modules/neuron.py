@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -221,10 +221,10 @@ class BurstIFNode(TemporalModule):
             self.spike_counts = SpikeCounts.of_totals(totals)  # type: ignore[arg-type]
         return (torch.stack(y_seq),), states
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "BurstIFNode":
+    def _apply(self, fn: Any, **options: Any) -> "BurstIFNode":
         """Move or cast; a threshold that another precision has no number for stays positive."""
         before = self.threshold.dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, **options)
         if self.threshold.dtype != before:
             self.threshold = self.threshold.clamp_min(torch.finfo(self.threshold.dtype).tiny)
         return self
@@ -323,9 +323,9 @@ def check_expected(expected: Tensor, negative_slope: Tensor | None = None) -> No
 LARGEST_COUNT = 2**24  # float32, in which spikes are counted, has all integers up to it
 
 
-def check_max_spikes(max_spikes: Any) -> float:
+def check_max_spikes(max_spikes: float) -> float:
     """Return Γ as an int (or infinity), or say what is wrong with it."""
-    if isinstance(max_spikes, bool) or not isinstance(max_spikes, Real):
+    if isinstance(max_spikes, bool) or not isinstance(max_spikes, int | float | Integral):
         raise TypeError(
             f"max_spikes must be an integer ≥ 1 or math.inf, got {type(max_spikes).__name__}"
         )

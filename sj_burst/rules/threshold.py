@@ -43,7 +43,8 @@ def max_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tenso
 def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Tensor:
     """θ = the given percentile of the activations, zeros included.
 
-    That of a channel which is active more rarely is its maximum, in place of zero. Exact within one bin of the histogram, at most 0.1 % of the maximum.
+    Where that is zero, as of a channel which is rarely active, it is that of the positive ones. Exact
+    within one bin of the histogram, at most 0.1 % of the maximum.
 
     Source: Rueckauer et al., Frontiers in Neuroscience 2017.
 
@@ -54,12 +55,12 @@ def percentile_threshold(statistics: ActivationStatistics, percent: float) -> Te
         True
     """
     below = statistics.histogram.cumsum(1)
-    zeros = statistics.samples - below[:, -1:]
-    reached = (below + zeros) >= percent / 100 * statistics.samples
-    first = reached.int().argmax(1, keepdim=True)
+    positive = below[:, -1:]
+    wanted = percent / 100 * statistics.samples - (statistics.samples - positive)
+    wanted = torch.where(wanted > 0, wanted, percent / 100 * positive)
+    first = (below >= wanted).int().argmax(1, keepdim=True)
     edge = statistics.centres.gather(1, first).squeeze(1) + statistics.range / statistics.BINS / 2
-    rare = (zeros >= percent / 100 * statistics.samples).squeeze(1)
-    return torch.where(rare, statistics.maximum, edge.clamp(max=statistics.maximum))
+    return edge.clamp(max=statistics.maximum)
 
 
 def mse_threshold(statistics: ActivationStatistics, transfer: Transfer) -> Tensor:
@@ -164,7 +165,7 @@ def gaussian_threshold(statistics: ActivationStatistics, transfer: Transfer) -> 
         D = 1 - \sum \frac{2i-1}{n^2} \mathrm{erf}(u_i)
 
     until k = 1; then θ = θ_max / Γ. Needs mean and variance only. It is that of a ReLU and
-    :math:`v_0 = \theta/2`; other potentials and slopes are not in it.
+    :math:`v_0 = \theta/2`, as published; other potentials and slopes are not in it.
 
     Source: Huang et al., "Differential coding for training-free ANN-to-SNN conversion", 2025.
 

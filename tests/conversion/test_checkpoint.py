@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 import pickle
@@ -371,3 +372,17 @@ def test_load_wants_the_network_that_was_converted(convert, tmp_path):
 def test_only_our_networks():
     with pytest.raises(TypeError, match="converted by BurstRecipe"):
         save(vgg(), "x.pt")
+
+
+@pytest.mark.parametrize("coding", ["rate", "poisson", "compensated"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_coded_networks_of_another_precision(convert, coding, dtype, tmp_path):
+    ann, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(8, 3)
+    snn = convert(copy.deepcopy(ann).to(dtype), [x.to(dtype)], coding=coding)
+    assert snn.graph.encoder.threshold.dtype == dtype
+    save(snn, tmp_path / "snn.pt")
+    loaded = load(tmp_path / "snn.pt", ann)
+    torch.manual_seed(0)
+    expected = snn.run(x.to(dtype), 4)
+    torch.manual_seed(0)
+    assert torch.equal(loaded.run(x.to(dtype), 4), expected)

@@ -3,6 +3,7 @@ import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from spikingjelly.activation_based import ann2snn, functional
@@ -386,3 +387,22 @@ def test_two_runs_in_a_row_start_afresh(convert):
         snn(x.expand(3, *x.shape))  # leaves its state behind
         assert torch.equal(snn.run(x, 5), first)
         assert torch.equal(snn(x.expand(5, *x.shape)), first)  # and run leaves a fresh one
+
+
+def test_a_nearly_silent_channel_in_half_precision(convert):
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)),
+    )
+    nn.init.constant_(ann[1].weight[:2], 1e-6)
+    ann, x = ann.eval().half(), torch.rand(32, 1, 8, 8).half()
+    budget = {"threshold": "rate_distortion", "energy_budget": 2.0, "time_steps": 1}
+    for options in ({}, budget):
+        assert convert(ann, [x], max_spikes=63, **options).run(x, 4).isfinite().all()
+
+
+def test_numbers_of_numpy_are_numbers(convert):
+    ann, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(8, 3)
+    snn = convert(ann, [x], time_steps=np.int64(4), max_spikes=np.int64(3))
+    assert type(snn.options.time_steps) is type(snn.options.max_spikes) is int

@@ -84,3 +84,22 @@ def test_compensated_beats_rate_beats_nothing(convert):
             errors[coding] = (snn.run(x, 8).mean(0) - ann(x)).norm().item()
     assert errors["direct"] <= errors["compensated"] * 1.1
     assert errors["compensated"] < errors["rate"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_codes_small_inputs_too(dtype):
+    x = torch.full((4000, 1, 1), 0.0015, dtype=dtype)
+    y = RateEncoder(1.0, "m").to(dtype)(x)
+    assert y.dtype == dtype and y.float().sum() == 6
+    torch.manual_seed(0)
+    y = PoissonEncoder(1.0, "m").to(dtype)(torch.full((200, 1, 4000), 0.001, dtype=dtype))
+    assert y.dtype == dtype and y.float().mean().item() == pytest.approx(0.001, rel=0.2)
+    coded = CompensatedRateEncoder(1.0, 8, "m").to(dtype)(torch.full((8, 1, 1), 0.3, dtype=dtype))
+    assert coded.dtype == dtype
+
+
+@pytest.mark.parametrize("threshold", [torch.tensor([1.0, 2.0]), float("inf"), float("nan"), 0.0])
+@pytest.mark.parametrize("encoder", [RateEncoder, PoissonEncoder])
+def test_the_threshold_is_one_number(encoder, threshold):
+    with pytest.raises(ValueError, match="one positive, finite number"):
+        encoder(threshold)

@@ -224,3 +224,40 @@ def test_so_many_levels_have_no_gradient():
     node = BurstIFNode(threshold=0.5, max_spikes=1025, step_mode="m")
     with pytest.raises(ValueError, match=r"max_spikes=1025 .* torch\.no_grad"):
         node(torch.ones(1, 1, 1, requires_grad=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"signed": True}, {"negative_slope": 0.1}])
+def test_parameters_of_higher_precision_do_not_part_the_step_modes(options):
+    theta = torch.linspace(0.3, 1, 64, dtype=torch.float64)
+    z_seq = torch.rand(200, 4, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        single = BurstIFNode(theta, 4, **options)
+        many = BurstIFNode(theta, 4, step_mode="m", **options)
+        assert torch.equal(torch.stack([single(z) for z in z_seq]), many(z_seq))
+    assert single.v.dtype == many.v.dtype == torch.float32
+
+
+def test_currents_are_no_integers():
+    with pytest.raises(TypeError, match=r"got torch.int64; use x\.float"):
+        BurstIFNode(0.5, 1)(torch.ones(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize(
+    ("options", "shape", "what"),
+    [
+        ({"shift": torch.rand(3)}, (2, 1, 5, 5), "shifts for 3 channels"),
+        ({"v_init": torch.rand(3)}, (2, 4, 5, 5), "initial potentials for 3 channels"),
+        ({"threshold": torch.ones(3, 5, 5)}, (2, 3, 1, 1), r"thresholds of shape \[3, 5, 5\]"),
+        ({"threshold": torch.ones(2, 3, 5, 5)}, (5, 5), "thresholds of shape"),
+    ],
+)
+def test_parameters_never_widen_the_input(options, shape, what, step_mode):
+    node = BurstIFNode(**{"threshold": 1.0, "max_spikes": 4, "step_mode": step_mode} | options)
+    with pytest.raises(ValueError, match=what):
+        node(torch.rand(*(2,) * (step_mode == "m"), *shape))
+
+
+def test_small_thresholds_stay_positive_in_half_precision():
+    node = BurstIFNode(1e-8, 4).half()
+    assert node.threshold > 0 and node(torch.zeros(1, 2).half()).isfinite().all()

@@ -175,3 +175,9 @@ def test_half_precision_totals_do_not_stop_growing(kind, step_mode):
     with torch.no_grad():
         out = pool(x) if step_mode == "m" else torch.stack([pool(step) for step in x])
     assert out.dtype == torch.bfloat16 and out.float().sum() == 400
+
+
+@pytest.mark.parametrize("spiking", [LIPool, GatedPool])
+def test_pooling_that_returns_indices_is_refused(spiking):
+    with pytest.raises(ValueError, match="return_indices"):
+        spiking(nn.MaxPool2d(2, return_indices=True))

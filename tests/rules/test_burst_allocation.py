@@ -128,3 +128,15 @@ def test_the_cheapest_is_kept_for_the_layers_to_come(monkeypatch):
     monkeypatch.setattr("sj_burst.rules.burst_allocation._KEPT", 2)
     table = [Choice(k, 1000 + k, 1 / k) for k in range(1, 9)]  # all of them in one sliver
     assert choose(dict.fromkeys("abc", table), 3003.0) == dict.fromkeys("abc", 1)
+
+
+@pytest.mark.parametrize("mean", [63, 120, 200])
+def test_a_large_mean_is_allocated_too(mean):
+    wide, narrow = ActivationStatistics(), ActivationStatistics()
+    for one in (wide, narrow):
+        one.update(torch.linspace(0, 1, 2000).unsqueeze(1))
+    weight = {"wide": torch.tensor([1.0]), "narrow": torch.tensor([100.0])}
+    sizes = {"wide": 900, "narrow": 100}
+    both = {"wide": wide, "narrow": narrow}
+    found = allocate_bursts(both, weight, sizes, Transfer(1, mean, 0.5), "mse")
+    assert found["wide"] < mean < found["narrow"]

@@ -59,6 +59,8 @@ def test_percentile_within_its_tolerance(percent, seed, channel_wise):
     got = percentile_threshold(statistics, percent).numpy()
     for c in range(3 if channel_wise else 1):
         values = a[:, c] if channel_wise else a
+        if np.percentile(values, percent, method="lower") == 0:
+            values = values[values > 0]
         low, high = (
             np.percentile(values, percent, method="lower"),
             np.percentile(values, percent, method="higher"),
@@ -198,3 +200,13 @@ def test_gaussian_converges_with_many_levels(levels):
         factor = mean / theta * (1 - u.erf().mean()) / denominator
         factor += (-u.square()).exp().mean() / (theta * math.sqrt(math.pi / 2)) / denominator
         assert abs(factor - 1) < 1e-6
+
+
+def test_a_percentile_among_the_zeros_is_that_of_the_others():
+    statistics = ActivationStatistics()
+    a = torch.zeros(4000, 2)
+    a[:, 0], a[0, 1] = torch.linspace(0, 1, 4000), 0.5
+    statistics.update(a)
+    assert fit_threshold(statistics, "99.9%", Transfer(8)).tolist() == pytest.approx(
+        [0.999, 0.5], rel=1e-3
+    )

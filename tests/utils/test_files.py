@@ -202,3 +202,9 @@ def test_foreign_files(tmp_path):
         torch.save(content, tmp_path / "foreign.pt")
         with pytest.raises(ValueError, match=r"foreign.pt was not written by this version of sj_burst"):
             read_whole(tmp_path / "foreign.pt")
+
+
+def test_names_as_long_as_they_may_be(tmp_path):
+    path = tmp_path / ("x" * 252 + ".pt")
+    write_atomically({"a": 1}, path)
+    assert read_whole(path)["a"] == 1 and [p.name for p in tmp_path.iterdir()] == [path.name]
