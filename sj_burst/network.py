@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from .graph.evaluate import depends_on_input, evaluate_node
 from .graph.readout import ReadOut
 from .graph.repeat import constant_nodes
+from .modules.counting import CountingNode
 from .modules.neuron import BurstIFNode, neurons
 from .modules.temporal import TemporalModule, TimeFold, temporal_modules, time_folded
 from .options import Options
@@ -360,6 +361,13 @@ class SpikingNetwork(nn.Module, base.StepModule):
     def temporal_modules(self) -> list[TemporalModule]:
         """The modules that carry state from step to step."""
         return temporal_modules(self.graph)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SpikingNetwork":
+        """Move or cast, but for integers, whose order of rounding is that of float32."""
+        exact = any(isinstance(module, CountingNode) for module in self.modules())
+        if exact and (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+            raise TypeError(f"a network in integers computes the rest in float32, not in {dtype}")
+        return super()._apply(fn, recurse)
 
     def neurons(self) -> dict[str, BurstIFNode]:
         """Burst neurons by layer name, in order of definition."""

@@ -380,3 +380,13 @@ def test_what_needs_the_converted_network_says_so(convert):
     ):
         with pytest.raises(ValueError, match="pass the converted network"):
             use()
+
+
+def test_it_stays_in_single_precision(convert):
+    net, x = vgg(), torch.rand(8, 2, 8, 8)
+    integers = to_integers(convert(net, [x], weight_bits=8))
+    expected = integers.run(x, 4)
+    for cast in (integers.double, integers.half, lambda: integers.to(torch.bfloat16)):
+        with pytest.raises(TypeError, match="in float32, not in"):
+            cast()
+    assert torch.equal(integers.float().to("cpu").run(x, 4), expected)
