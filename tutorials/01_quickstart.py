@@ -8,7 +8,16 @@ coding, for the published burst setting and for our default, and draws figures/0
 
 import time
 
-from common import accuracy, batched, fashion_mnist, parser, print_table, quickstart_network, save
+from common import (
+    accuracy,
+    batched,
+    fashion_mnist,
+    images_in,
+    parser,
+    print_table,
+    quickstart_network,
+    save,
+)
 from spikingjelly.activation_based import ann2snn
 
 import sj_burst
@@ -26,7 +35,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * ann_accuracy:.1f} % of {images_in(test)} test images\n")
 
     recipes = {
         "SpikingJelly, max": ann2snn.RateCodingRecipe(calibration, mode="max"),

@@ -8,7 +8,16 @@ light and advanced calibration. Prints accuracy over time and spikes per image, 
 figures/02_ablation.png.
 """
 
-from common import accuracy, batched, fashion_mnist, parser, print_table, quickstart_network, save
+from common import (
+    accuracy,
+    batched,
+    fashion_mnist,
+    images_in,
+    parser,
+    print_table,
+    quickstart_network,
+    save,
+)
 from matplotlib import pyplot
 
 import sj_burst
@@ -26,7 +35,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * ann_accuracy:.1f} % of {images_in(test)} test images\n")
 
     additions = [
         ("max threshold, v(0)=0", {}),

@@ -18,6 +18,7 @@ from common import (
     accuracy,
     batched,
     fashion_mnist,
+    images_in,
     parser,
     print_table,
     quickstart_network,
@@ -78,7 +79,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images")
+    print(f"ANN: {100 * ann_accuracy:.1f} % of {images_in(test)} test images")
 
     # Stage 1 lets the maxima of the activations settle; stage 2 trains one scale for all layers.
     net = train_rates(replace_relu(ann), batched(rest, 5000, size=50), epochs=1, lr=1e-3)

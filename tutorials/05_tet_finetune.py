@@ -11,7 +11,16 @@ and a half on two CPU cores once the ANN is trained.
 import time
 
 import torch
-from common import accuracy, batched, fashion_mnist, parser, print_table, quickstart_network, save
+from common import (
+    accuracy,
+    batched,
+    fashion_mnist,
+    images_in,
+    parser,
+    print_table,
+    quickstart_network,
+    save,
+)
 from spikingjelly.activation_based import ann2snn
 
 import sj_burst
@@ -32,7 +41,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * ann_accuracy:.1f} % of {images_in(test)} test images\n")
 
     options = dict(time_steps=args.tune_steps, max_spikes=args.max_spikes)
     converted = {}
@@ -49,7 +58,7 @@ def main() -> None:
     tuned = sj_burst.training.finetune(
         converted["none"], loader, args.tune_steps, epochs=args.tune_epochs, lr=args.lr
     )
-    print(f"fine-tuned on {count} images in {time.perf_counter() - start:.0f} s")
+    print(f"fine-tuned on {len(images)} images in {time.perf_counter() - start:.0f} s")
 
     networks = {
         "converted": converted["none"],

@@ -9,7 +9,7 @@ for; accuracy need not rise at once, as errors also hide each other. Draws the e
 before and after into figures/07_diagnose.png, and the neurons of one layer into figures/07_rates.png.
 """
 
-from common import accuracy, batched, fashion_mnist, parser, quickstart_network, save
+from common import accuracy, batched, fashion_mnist, images_in, parser, quickstart_network, save
 from matplotlib import pyplot
 
 import sj_burst
@@ -27,7 +27,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     diagnosis = batched(data["train"], min(args.diagnosis_images, args.calibration_images))
     ann = quickstart_network(args, data["train"])
-    print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {images_in(test)} test images\n")
 
     # The oldest setting: the maximum as threshold, v(0) = 0, max-pooling of spikes, Γ = 1.
     options = sj_burst.Options.preset("diehl2015", time_steps=args.time_steps)

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import sj_burst
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
+SHIFT, DISTIL_IMAGES, DISTIL_EPOCHS = 1, 5000, 10  # defaults, which labels leave out
 COUNTED_BATCHES = 2  # for the operations of settings that are simulated once for all T
 
 
@@ -137,10 +138,11 @@ def trained_network(
     if args.weights == "DEFAULT":
         from torchvision import models
 
-        return models.get_model(args.network, weights="DEFAULT").eval(), args.weights
+        return models.get_model(args.network, weights="DEFAULT").eval(), f"{args.network}_DEFAULT"
     net = make(args.network, classes)
     count = min(args.train_images or len(training), len(training))  # type: ignore[arg-type]
-    name = f"{args.network}_{args.dataset}_{count}images_epochs{args.epochs}_seed{args.seed}.pt"
+    name = f"{args.network}_{args.dataset}_{count}images_epochs{args.epochs}_seed{args.seed}"
+    name += f"_shift{args.shift}.pt" if args.shift != SHIFT else ".pt"
     path = Path(args.weights) if args.weights else RUNS / name
     if not path.exists():
         if args.weights:
@@ -240,6 +242,30 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(temporary, path)
 
 
+def row_label(setting: Setting, args: argparse.Namespace) -> str:
+    """The setting, and how it was distilled if that is not the usual way."""
+    label = setting.label
+    if setting.distilled and args.distil_epochs != DISTIL_EPOCHS:
+        label += f", {args.distil_epochs} epochs"
+    if setting.distilled and args.distil_images != DISTIL_IMAGES:
+        label += f", {args.distil_images} training images"
+    return label
+
+
+def check_same_network(path: Path, fixed: dict[str, Any], accuracy: float) -> None:
+    """Refuse a table of another network or other data by the same names."""
+    for row in read(path):
+        same = all(row[k] == str(v) for k, v in fixed.items())
+        if same and abs(float(row["ann"]) - accuracy) > MOVES:
+            raise SystemExit(
+                f"{path} has rows of an ANN with {row['ann']} %, and this one has {accuracy:.2f} %: "
+                "other weights or other data of the same name; move it away, or pass other --figures"
+            )
+
+
+MOVES = 0.3  # points by which the accuracy of one network differs between machines
+
+
 # Column of the CSV, title, factor, and digits after the point.
 TABLES = (
     ("accuracy", "Accuracy (%), mean ± standard deviation over draws", 1, 2),
@@ -264,6 +290,11 @@ def _tables(rows: list[dict[str, str]], name: str) -> str:
     for row in rows:
         cells[row["setting"]][int(row["T"])].append(row)
     order = {setting.label: number for number, setting in enumerate(SETTINGS)}
+
+    def place(label: str) -> tuple[int, str]:
+        known = [setting for setting in order if label.startswith(setting)]
+        return order[max(known, key=len)] if known else len(order), label
+
     row = rows[0]
     parts = [
         f"# {name}: ANN {row['ann']} % of {row['test_images']} test images",
@@ -275,7 +306,7 @@ def _tables(rows: list[dict[str, str]], name: str) -> str:
             continue
         heads = " | ".join(f"T = {t}" for t in columns)
         lines = [f"| | {heads} |", "| - |" + " - |" * len(columns)]
-        for label in sorted(cells, key=lambda label: order.get(label, len(order))):
+        for label in sorted(cells, key=place):
             line = []
             for t in columns:
                 found = [float(row[measure]) for row in cells[label][t] if row[measure]]
@@ -296,13 +327,13 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--network", default="vgg", help="vgg, resnet, resnet20, vgg16, or of torchvision")
     p.add_argument("--weights", help="state dict, or DEFAULT for torchvision's; default: train")
-    p.add_argument("--shift", type=int, default=1, help="training images are shifted by up to so much")
+    p.add_argument("--shift", type=int, default=SHIFT, help="of training images, in pixels, at most")
     p.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
     p.add_argument("--draws", type=int, default=1, help="draws of the calibration images")
     p.add_argument(
-        "--distil-images", type=int, default=5000, help="of the training split, for each draw"
+        "--distil-images", type=int, default=DISTIL_IMAGES, help="of the training split, for each draw"
     )
-    p.add_argument("--distil-epochs", type=int, default=10)
+    p.add_argument("--distil-epochs", type=int, default=DISTIL_EPOCHS)
     p.add_argument("--only", nargs="*", default=["*"], help="labels of settings, or patterns")
     p.add_argument("--time-steps", "-T", type=int, nargs="*", default=list(STEPS), help="T of the table")
     args = p.parse_args()
@@ -318,7 +349,7 @@ def main() -> None:
     print(f"{args.network}, {args.dataset}: ANN {ann_accuracy:.2f} % of {count} test images")
 
     args.figures.mkdir(parents=True, exist_ok=True)
-    name = Path(args.weights).stem if args.weights else args.network
+    name = weights if args.weights else args.network
     path = args.figures / f"08_{name}_{args.dataset}.csv"
     fixed = {
         "weights": weights,
@@ -326,13 +357,15 @@ def main() -> None:
         "calibration_images": args.calibration_images,
         "seed": args.seed,
     }
+    check_same_network(path, fixed, ann_accuracy)
     chosen = [s for s in SETTINGS if any(fnmatchcase(s.label, pattern) for pattern in args.only)]
     # SpikingJelly refuses functional ReLUs and pads: its recipes are given the rewritten network.
     rewritten = sj_burst.standardize(without_padding(ann), next(iter(test))[0][:2].to(args.device))
     for number in range(args.draws):
         loader = draw(training, args.calibration_images, args.seed + number)
         for setting in chosen:
-            key = {"setting": setting.label, "draw": number} | fixed
+            label = row_label(setting, args)
+            key = {"setting": label, "draw": number} | fixed
             known = {tuple(row[k] for k in KEY) for row in read(path)}
             wanted = [
                 t for t in args.time_steps if tuple(str((key | {"T": t})[k]) for k in KEY) not in known
@@ -349,7 +382,7 @@ def main() -> None:
             rows = measure(setting, source, loader, test, wanted, args.device, distil)
             append(path, [key | {"ann": f"{ann_accuracy:.2f}"} | row for row in rows])
             found = "  ".join(f"T={row['T']}: {row['accuracy']}" for row in rows)
-            print(f"draw {number}  {setting.label:40s} {found}", flush=True)
+            print(f"draw {number}  {label:40s} {found}", flush=True)
 
     path.with_suffix(".md").write_text(markdown(read(path), f"{args.network}, {args.dataset}"))
     print(f"wrote {path.name} and {path.with_suffix('.md').name}")

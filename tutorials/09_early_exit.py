@@ -7,7 +7,7 @@ accuracy, and runs the test images with it. Prints average steps and accuracy, a
 figures/09_early_exit.png.
 """
 
-from common import accuracy, batched, fashion_mnist, parser, quickstart_network, save
+from common import accuracy, batched, fashion_mnist, images_in, parser, quickstart_network, save
 from matplotlib import pyplot
 from spikingjelly.activation_based import ann2snn
 
@@ -28,7 +28,7 @@ def main() -> None:
     test = batched(data["test"], args.test_images)
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
-    print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * accuracy(ann, test, args.device):.1f} % of {images_in(test)} test images\n")
 
     # Exits are fitted on other images than the network, on which it would be too sure of itself.
     images, labels = (split[: args.train_images].flip(0) for split in data["train"])

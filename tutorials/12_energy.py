@@ -13,7 +13,7 @@ accuracy against energy into figures/12_energy.png.
 from collections import defaultdict
 from typing import Any
 
-from common import accuracy, batched, fashion_mnist, parser, quickstart_network, save
+from common import accuracy, batched, fashion_mnist, images_in, parser, quickstart_network, save
 from matplotlib import pyplot
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,7 +39,7 @@ def main() -> None:
     calibration = batched(data["train"], args.calibration_images)
     ann = quickstart_network(args, data["train"])
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"ANN: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * ann_accuracy:.1f} % of {images_in(test)} test images\n")
     print(f"{'':42s} {'lost':>6s} {'unary':>7s} {'binary':>7s} {'graded':>7s} {'churn %':>8s}")
     results: dict[str, list[sj_burst.SimulationResult]] = defaultdict(list)
 

@@ -17,7 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import RUNS, Batches, accuracy, batched, fashion_mnist, parser, print_table, save, train
+from common import (
+    RUNS,
+    Batches,
+    accuracy,
+    batched,
+    fashion_mnist,
+    images_in,
+    parser,
+    print_table,
+    save,
+    train,
+)
 from networks import small_vgg
 from torch import Tensor, nn
 
@@ -43,7 +54,7 @@ def main() -> None:
     images, labels = (split[: args.train_images] for split in data["train"])
     ann = train(small_vgg(pool=nn.AvgPool2d), (images, labels), args.epochs, seed=args.seed)
     reached = accuracy(ann, test)
-    print(f"ANN: {100 * reached:.1f} % of {args.test_images} test images\n")
+    print(f"ANN: {100 * reached:.1f} % of {images_in(test)} test images\n")
 
     networks = {
         f"weights of {bits or 32} bits": sj_burst.convert(

@@ -11,11 +11,18 @@ figures/14_onnx.png. Needs `pip install "sj_burst[onnx]"`; a minute and a half w
 
 from pathlib import Path
 
-import onnx
-import onnx2torch
 import torch
-from common import RUNS, accuracy, batched, fashion_mnist, parser, print_table, quickstart_network, save
-from onnx.version_converter import convert_version
+from common import (
+    RUNS,
+    accuracy,
+    batched,
+    fashion_mnist,
+    images_in,
+    parser,
+    print_table,
+    quickstart_network,
+    save,
+)
 from torch import Tensor, nn
 
 import sj_burst
@@ -40,6 +47,10 @@ def export(net: nn.Module, x: Tensor, path: Path) -> None:
 
 def load(path: Path) -> nn.Module:
     """The network in a file, of whatever opset, in eval mode."""
+    import onnx
+    import onnx2torch
+    from onnx.version_converter import convert_version
+
     content = onnx.load(path)
     if any(opset.domain == "" and opset.version > NEWEST for opset in content.opset_import):
         content = convert_version(content, NEWEST)
@@ -61,7 +72,7 @@ def main() -> None:
         export(quickstart_network(args, data["train"]), calibration[0][0], path)
     ann = load(path).to(args.device)
     ann_accuracy = accuracy(ann, test, args.device)
-    print(f"{path.name}: {100 * ann_accuracy:.1f} % of {args.test_images} test images\n")
+    print(f"{path.name}: {100 * ann_accuracy:.1f} % of {images_in(test)} test images\n")
 
     snn = sj_burst.convert(ann, calibration, time_steps=4, progress=False)
     result = sj_burst.simulate(snn, test, args.time_steps, progress=False)

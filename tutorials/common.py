@@ -32,6 +32,7 @@ __all__ = [
     "accuracy",
     "batched",
     "fashion_mnist",
+    "images_in",
     "keep",
     "parser",
     "print_table",
@@ -51,18 +52,30 @@ def parser(description: str | None, without: Collection[str] = ()) -> argparse.A
     data = "folder of Fashion-MNIST IDX files; default: the embedded subset"
     options: dict[str, dict[str, Any]] = {
         "--data": dict(help=data),
-        "--epochs": dict(type=int, default=4, help="training epochs of the ANN"),
+        "--epochs": dict(type=_count, default=4, help="training epochs of the ANN"),
         "--device": dict(default="cpu", help="cpu or cuda"),
         "--seed": dict(type=int, default=0),
-        "--train-images": dict(type=int, help="number of training images; default: all"),
-        "--test-images": dict(type=int, default=1000, help="number of test images"),
-        "--calibration-images": dict(type=int, default=1000, help="of the training split"),
+        "--train-images": dict(type=_count, help="number of training images; default: all"),
+        "--test-images": dict(type=_count, default=1000, help="number of test images"),
+        "--calibration-images": dict(type=_count, default=1000, help="of the training split"),
         "--figures": dict(type=Path, default=FIGURES, help="where figures are written"),
     }
     for name, settings in options.items():
         if name not in without:
             p.add_argument(name, **settings)
     return p
+
+
+def _count(text: str) -> int:
+    """A number of images or epochs."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def images_in(batches: Batches) -> int:
+    """How many there are, which may be fewer than were asked for."""
+    return sum(len(y) for _, y in batches)
 
 
 def batched(data: tuple[Tensor, Tensor], count: int | None = None, size: int = 100) -> Batches:
@@ -97,6 +110,7 @@ def train(
     torch.manual_seed(seed)
     net.to(device).train()
     images, labels = data
+    batch = min(batch, len(images))
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * lr, total_steps=max(steps, 2))
@@ -137,7 +151,7 @@ def keep(net: nn.Module, path: Path) -> None:
 def accuracy(net: nn.Module, test: Batches, device: str = "cpu") -> float:
     """Top-1 accuracy in [0, 1]."""
     correct = sum((net(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in test)
-    return correct / sum(len(y) for _, y in test)
+    return correct / images_in(test)
 
 
 def save(fig: Figure, args: argparse.Namespace, name: str) -> None:

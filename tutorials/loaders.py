@@ -117,7 +117,7 @@ def _cifar(name: str) -> Callable[[str | None], Splits]:
 
         to_input = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
         make = getattr(datasets, name)
-        root = _needed(root, "a folder to download to")
+        root = _needed(root, "a folder to download to", made=True)
         return {
             split: make(root, train=split == "train", transform=to_input, download=True)
             for split in ("train", "test")
@@ -167,7 +167,7 @@ def photographs(path: Path) -> tuple[Tensor, Tensor | None]:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     if path.suffix == ".npz":
-        arrays = np.load(path)
+        arrays = np.load(_needed(str(path), "a file of photographs"))
         data, ends = arrays["jpeg"], arrays["end"]
         files: list[Any] = [
             io.BytesIO(data[start:end].tobytes())
@@ -188,9 +188,11 @@ def photographs(path: Path) -> tuple[Tensor, Tensor | None]:
     return torch.stack([square(file) for file in files]), labels
 
 
-def _needed(root: str | None, what: str) -> str:
+def _needed(root: str | None, what: str, made: bool = False) -> str:
     if root is None:
         raise SystemExit(f"this data set wants --data: {what}")
+    if not made and not Path(root).exists():
+        raise SystemExit(f"--data: there is no {root}; it wants {what}")
     return root
 
 

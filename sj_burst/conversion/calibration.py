@@ -1,5 +1,6 @@
 """Parameter calibration: one forward sweep that fits each layer on its already spiking predecessors."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ def calibrate_layers(
     fits: Iterable[Callable[[Layer], None]],
     *,
     device: torch.device,
+    unowned: Callable[..., None] | None = None,
     readout: nn.Module | None = None,
     progress: bool = True,
 ) -> None:
@@ -58,6 +60,8 @@ def calibrate_layers(
         time_steps: T.
         fits: called in this order on each :class:`Layer`.
         device: where the graph runs.
+        unowned: called before it fires with each weighted layer that no fit has to itself, as several
+            calls or branches share it, and ``unit=`` what a count of its input weighs.
         readout: what is applied to the mean output; ``None`` for nothing.
         progress: show a progress bar.
     """
@@ -72,6 +76,10 @@ def calibrate_layers(
     shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
     clipped = set() if readout is None else clipped_outputs(gm, readout, values)
     del values
+    owned = {source.affine.target for source in sources.values() if source.affine is not None}
+    left = {n.target for n in gm.graph.nodes if is_module(gm, n, WEIGHTED)} - owned
+    left = set() if unowned is None else left
+    stand_ins |= {str(name): copy.deepcopy(gm.get_submodule(str(name))) for name in left}
     plan = _plan(gm, sources)
     bar = tqdm(
         total=sum(costs.values()),
@@ -85,6 +93,9 @@ def calibrate_layers(
         snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded)
         for node in costs:
             ann.evaluate(node)
+            if unowned is not None and node.target in left:
+                left.remove(node.target)
+                unowned(snn.module(node), unit=unit_met(gm, node, shapes, count_units(gm, shapes)))
             if node in sources:
                 _fit(node, sources[node], ann, snn, shapes, fits, node in clipped)
             if node not in plan.refitted:

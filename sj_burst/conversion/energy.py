@@ -86,14 +86,15 @@ class ThresholdBudget:
             if node.shift is not None:
                 node.shift = node.shift * ratio
 
-    def correct(self, snn: SpikingNetwork, batches: Iterable[Any]) -> bool:
+    def correct(self, snn: SpikingNetwork, batches: Iterable[Any], time_dim: int | None = None) -> bool:
         """Aim better by what images cost; returns whether the last aim was good.
 
         Args:
             snn: a network with the thresholds of the last :meth:`spend`.
             batches: of images.
+            time_dim: which of their dimensions is time, if one is.
         """
-        measured = max(synops(snn, batches, self.time_steps).synops, 1e-30)
+        measured = max(synops(snn, batches, self.time_steps, time_dim=time_dim).synops, 1e-30)
         self.tried.append(_Tried(self.target, measured))
         guess = self.target * self.allowed / measured
         low = max((t.target for t in self.tried if t.measured <= self.allowed), default=0.0)

@@ -23,14 +23,16 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
 
     repeated, because a neuron answers a change of its bias only in part. The bias is carried by the
     neuron's ``shift``, a constant current, which exists for residual sums and shared layers too; the
-    last affine module takes it itself. (Where a ReLU of the read-out follows, φ and a are its values.)
+    last affine module takes it itself, and so does one that maps the features of tokens. (Where a ReLU
+    of the read-out follows, φ and a are its values.)
 
     Source: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks
     calibration", ICML 2021.
     """
     for _ in range(rounds):
         error = layer.mean_error()
-        if layer.neuron is not None:
+        features = isinstance(layer.affine, nn.Linear) and error.dim() > 1  # of tokens [N, L, C]
+        if layer.neuron is not None and not features:
             shift, correction = layer.neuron.shift, channel_mean(error)
             if shift is not None and shift.dim() != 1:
                 shift = shift.expand_as(correction)
@@ -38,7 +40,7 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
         elif layer.affine is not None:
             channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
             add_bias(layer.affine, channel_mean(channel_first))
-            if not layer.clipped:
+            if layer.neuron is None and not layer.clipped:
                 return  # affine: one round is exact
 
 

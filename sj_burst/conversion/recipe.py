@@ -36,11 +36,12 @@ from .calibration import calibrate_layers
 from .energy import ThresholdBudget
 from .expected import expect_spikes
 from .fits import FITS
+from .layer import Layer
 from .observe import observe
 from .prepare import prepare
 from .rounding import round_layer
 from .sensitivity import Sensitivity, measure_sensitivity
-from .weights import round_all
+from .weights import round_all, round_weights
 
 __all__ = ["BurstRecipe", "convert"]
 
@@ -364,6 +365,24 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
 
     def _fit_layers(self, snn: SpikingNetwork, images: int) -> None:
         """The fits that the options name, layer by layer on so many images, in place."""
+        options, fits, bits = self.options, self._fits(), self.options.weight_bits
+        if fits:
+            calibrate_layers(
+                snn.graph,
+                self._open.replaced,
+                self._calibration_batches(snn.graph, images),
+                options.time_steps,
+                fits,
+                device=snn.device,
+                unowned=None if bits is None else functools.partial(round_weights, bits=bits),
+                readout=snn.readout,
+                progress=self.progress,
+            )
+        if bits is not None:  # without calibration, or again to what they are
+            round_all(snn.graph, bits, self._open.x)
+
+    def _fits(self) -> list[Callable[[Layer], None]]:
+        """What is fitted in each layer, in this order."""
         options = self.options
         fits = list(_CALIBRATIONS[options.calibration])
         if options.threshold == "rate_distortion" and "threshold" in fits:  # they were chosen
@@ -374,19 +393,7 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if options.weight_bits is not None and fits:
             named["round"] = functools.partial(round_layer, bits=options.weight_bits)
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
-        if fits:
-            calibrate_layers(
-                snn.graph,
-                self._open.replaced,
-                self._calibration_batches(snn.graph, images),
-                options.time_steps,
-                [named[name] for name in fits],
-                device=snn.device,
-                readout=snn.readout,
-                progress=self.progress,
-            )
-        if options.weight_bits is not None:  # those that no fit has seen
-            round_all(snn.graph, options.weight_bits, self._open.x)
+        return [named[name] for name in fits]
 
     def _within_budget(self, snn: SpikingNetwork) -> SpikingNetwork:
         """Thresholds by rate and distortion, with what calibration does to their energy in mind."""
@@ -404,18 +411,18 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
             {name: self._transfer(most) for name, most in max_spikes.items()},
             options.energy_budget,
         )
-        count = min(_MEASURED, options.calibration_images)
-        images = [(x.to(snn.device).value,) for x in self._images(count)]  # a tuple is no target
-        for calibrated in (False, True):
+        shown, time_dim = self._shown()
+        images = [(x.to(snn.device).value,) for x in shown]  # a tuple is no target
+        for calibrated in (False, True) if self._fits() else (False,):
             plan.forget()
             for _ in range(_ROUNDS):
                 plan.spend(snn)
                 tried = snn
                 if calibrated:
                     tried = copy.deepcopy(snn)
-                    self._fit_layers(tried, count)
+                    self._fit_layers(tried, min(_MEASURED, options.calibration_images))
                 self._expect(tried)
-                if plan.correct(tried, images):
+                if plan.correct(tried, images, time_dim):
                     break
             plan.settle()
         plan.warn_of_excess()
@@ -427,8 +434,27 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         """Expected spikes, if the options ask for them, from as many images as tell what is spent."""
         if self.options.expected_spikes == "none":
             return
+        images, time_dim = self._shown()
+        count = sum(map(len, images))
+        expect_spikes(snn, [(x.value,) for x in images], images=count, time_dim=time_dim)
+
+    def _shown(self) -> tuple[list[Inputs], int | None]:
+        """Some images as they will be shown, and which dimension of them is time.
+
+        Sequences that do not last T steps are held, at their mean.
+        """
         count = min(_MEASURED, self.options.calibration_images)
-        expect_spikes(snn, self._pictures, images=count)
+        if self.time_dim is None:
+            return self._images(count), None
+        found: list[Inputs] = []
+        for x, _ in batches(self.calibration_loader, "calibration_loader", self.time_dim):
+            if x.steps != self.options.time_steps:
+                return self._images(count), None
+            found.append(x[:count])
+            count -= len(found[-1])
+            if count == 0:
+                break
+        return found, 1
 
     @property
     def _open(self) -> _Conversion:
@@ -448,8 +474,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         reset_net(fx_model)
         largest = max(v.numel() * v.element_size() for v in values if isinstance(v, Tensor)) / rows(x)
         largest *= self.options.time_steps
-        room = free_room()
-        fitting = max(1, int(room / (_LAYERS_HELD * largest)))
+        room = -distributed.maximum(torch.tensor(-float(free_room()), dtype=torch.float64)).item()
+        fitting = max(1, int(room / (_LAYERS_HELD * largest)))  # on every process
         found = first_samples(self._pictures, min(wanted, fitting + 1), "calibration_loader")
         images = Inputs(map_tensors(distributed.gather_samples, join([part.value for part in found])))
         if min(wanted, len(images)) > fitting:

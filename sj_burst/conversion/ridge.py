@@ -1,5 +1,6 @@
 """Advanced calibration: the affine map before a neuron refitted by ridge regression."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         weight = _grouped(module.weight, groups).double()
         moment -= penalty[:, None, :-1] * (weight - original)
         update = torch.cholesky_solve(torch.cat([moment, missing], 2).mT, factor)
+        if not update.isfinite().all():  # infinite activations
+            return
         new = weight + update[:, :-1].mT
         # New parameters, not in place: another module may be tied to the old ones.
         dtype, shape = module.weight.dtype, module.weight.shape
@@ -111,20 +114,27 @@ def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
     """Σ of what is missing in the output times the input, and Σ of what is missing, per group."""
-    module: Any = layer.affine
+    module = _wide(layer.affine)
+    device, dtype = layer.device, module.weight.dtype
     moment: Any = 0.0
     total: Any = 0.0
     for y, wanted, a, residual in _chunks(layer.inputs, layer.wanted, layer.targets, layer.residuals):
-        y = y.to(layer.device)
+        y = y.to(device, dtype)
         out = module(y)
-        missing = wanted.to(layer.device) - out
+        missing = wanted.to(device, dtype) - out
         if one_sided:
-            current = out + residual.to(layer.device)
+            current = out + residual.to(device, dtype)
             missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
         moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
         dims = [d for d in range(missing.dim()) if d != _channel_dim(module) % missing.dim()]
         total = total + missing.sum(dims).double()
     return moment, total.view(groups, -1, 1)
+
+
+def _wide(module: Any) -> Any:
+    """The module, or of one in half precision, which holds no sums, a copy in single precision."""
+    wide = torch.promote_types(module.weight.dtype, torch.float32)
+    return module if module.weight.dtype == wide else copy.deepcopy(module).to(wide)
 
 
 def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:

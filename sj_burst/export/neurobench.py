@@ -97,8 +97,9 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
     A call returns the answer after T steps. Bursts are unfolded: layers read them spike by spike, and
     what their neurons send is seen as Γ rows of single spikes a step. So ``SynapticOperations`` finds
     as ``Effective_ACs`` the ``synops`` of :func:`sj_burst.synops` (but for weights that are zero, which
-    it leaves out), and ``ActivationSparsity`` is 1 − spikes/(T·Γ·neurons). What no spikes reach, the
-    first layer above all, it counts as ``Effective_MACs``, once a sample.
+    it leaves out, and for spikes that negative ones cancel in a window of average pooling), and
+    ``ActivationSparsity`` is 1 − spikes/(T·Γ·neurons). What no spikes reach, the first layer above all,
+    it counts as ``Effective_MACs``, once a sample.
 
     Args:
         snn: a converted network; stays as it is, but for its reset state.
@@ -112,7 +113,7 @@ def to_neurobench(snn: SpikingNetwork, time_steps: int | None = None) -> Any:
         TypeError: for a network that was not converted.
         ValueError: if T < 1, or Γ is infinite; names every layer whose input cannot be shown as single
             spikes: behind encoders, leaky neurons, spike calibration, interpolation, windows of several
-            sizes, sums of counts that weigh different things, or a transposed convolution, which
+            sizes, sums or rows of counts that weigh different things, or a transposed convolution, which
             NeuroBench does not know; or if spikes are expected.
 
     Source: Yik et al., "The neurobench framework", Nature Communications 2025.
@@ -178,7 +179,8 @@ def _unfold(unit: SpikingNetwork) -> SpikingNetwork:
             f"NeuroBench would not see the single spikes that {', '.join(dict.fromkeys(folded))} read; "
             "synops(snn, loader, T) counts them. Convert with coding='direct' and inactivated_spikes="
             "'signed' or 'allow' a network of ReLUs without transposed convolutions, interpolation or "
-            "pooling windows of several sizes"
+            "pooling windows of several sizes, and with channel_wise=False where counts of several "
+            "weights meet"
         )
     for name, found in layers.items():
         if len(found) == 1 and (grain := found.pop()) is not None:

@@ -31,8 +31,9 @@ def unit_thresholds(snn: SpikingNetwork) -> SpikingNetwork:
     with θ of the neurons before a layer and θ' of those after it. Poolings of spikes are as they were.
     Where a scale meets no weights of its own, as in the branches of a sum, a
     :class:`~sj_burst.modules.scale.Scale` stands. The spikes are the same, step by step, but for
-    rounding; ``state_dict()`` holds the folded weights. Expected spikes stay so: a chip sends the
-    others, and holds what :func:`~sj_burst.export.expected_currents` returns.
+    rounding (by which ``max_pool="gated"`` breaks ties between equal counts); ``state_dict()`` holds
+    the folded weights. Expected spikes stay so: a chip sends the others, and holds what
+    :func:`~sj_burst.export.expected_currents` returns.
 
     Args:
         snn: a converted network; stays as it is, but for its reset state.

@@ -247,11 +247,12 @@ def plain_window(pool: Any) -> int | None:
     dimensions = next((d for kind, d in _AVERAGES if isinstance(pool, kind)), 0)
     if not dimensions or pool.ceil_mode or getattr(pool, "divisor_override", None) is not None:
         return None
-    padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding,)
+    several = (tuple, list)
+    padding = pool.padding if isinstance(pool.padding, several) else (pool.padding,)
     if any(padding) and not pool.count_include_pad:
         return None
     kernel = pool.kernel_size
-    return math.prod(kernel) if isinstance(kernel, tuple) else kernel**dimensions
+    return math.prod(kernel) if isinstance(kernel, several) else kernel**dimensions
 
 
 _AVERAGES: tuple[tuple[type[nn.Module], int], ...] = (

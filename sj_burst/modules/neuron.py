@@ -293,7 +293,8 @@ def _check_fits(node: BurstIFNode, x: Tensor) -> None:
         if value.dim() == 1 and x.dim() > 1 and len(value) not in (1, x.shape[1]):
             raise ValueError(
                 f"BurstIFNode has {what} for {len(value)} channels (dimension 1) and got an input "
-                f"{list(x.shape)}; for sequences [N, L, C] of any length convert with channel_wise=False"
+                f"{list(x.shape)}; for sequences [N, L, C] of any length convert with "
+                "channel_wise=False and another potential than 'data'"
             )
         sizes = functional.per_channel(value, x.dim()).shape
         if len(sizes) > x.dim() or any(

@@ -365,3 +365,44 @@ def test_a_residual_is_calibrated_however_its_sum_is_written(convert, add):
     found = snn.graph.get_submodule("second").weight
     assert (found - ann.second.weight).norm() > 0.01
     assert torch.equal(found, like.graph.get_submodule("second").weight)
+
+
+def test_sums_of_half_precision_do_not_overflow(convert):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)),
+    )
+    net[0].weight.data *= 300
+    x = torch.rand(16, 3, 64, 64).half()
+    snn = convert(net.half(), [x], time_steps=4, max_spikes=2)
+    assert all(value.isfinite().all() for value in snn.state_dict().values())
+    assert snn.answer(x, 4).isfinite().all()
+
+
+def test_tokens_of_other_lengths_after_calibration(convert):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval(), torch.rand(64, 7, 6)
+    snn = convert(net, [x], channel_wise=False)
+    longer = torch.rand(3, 9, 6)
+    with torch.no_grad():
+        wanted = net(longer)
+        assert (snn.answer(longer, 16) - wanted).norm() < 0.1 * wanted.norm()
+
+
+def test_the_bias_of_features_of_tokens_is_their_layers(convert):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval(), torch.rand(64, 7, 6)
+    snn = convert(net, [x], calibration="light", threshold="90%", max_spikes=1, time_steps=4)
+    assert snn.neurons()["1"].shift is None
+    with torch.no_grad():
+        before = convert(net, [x], calibration="none", threshold="90%", max_spikes=1, time_steps=4)
+        wanted = nn.Sequential(*net[:2])(x).mean((0, 1))
+        errors = []
+        for one in (before, snn):
+            z = one.graph.get_submodule("0")(x)
+            rate = one.neurons()["1"]
+            rate.reset()
+            errors.append((torch.stack([rate(z) for _ in range(4)]).mean((0, 1, 2)) - wanted).norm())
+            rate.reset()
+    assert errors[1] < 0.5 * errors[0]

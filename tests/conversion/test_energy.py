@@ -187,9 +187,9 @@ def test_what_is_predicted_is_measured(convert, monkeypatch, make, expected):
     """Within 15 % before anything is corrected."""
     ann, ratios, correct = make(), [], ThresholdBudget.correct
 
-    def watched(self, snn, batches):
+    def watched(self, snn, batches, time_dim):
         aimed = self.target
-        close = correct(self, snn, batches)
+        close = correct(self, snn, batches, time_dim)
         ratios.append(self.tried[-1].measured / aimed)
         return close
 
@@ -197,3 +197,20 @@ def test_what_is_predicted_is_measured(convert, monkeypatch, make, expected):
     x = X if isinstance(ann, Wide) else torch.rand(64, 3, 12, 12)
     convert(ann, [x], energy_budget=0.3, expected_spikes=expected, **RULE)
     assert ratios[0] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("expected", ["none", "median"])
+def test_budgets_of_sequences_are_those_of_their_frames(convert, expected):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        nn.Linear(32, 5),
+    ).eval()
+    frames = (torch.rand(64, 4, 2, 10, 10) < 0.05).float() * 3
+    options = {"threshold": "rate_distortion", "energy_budget": 2.0, "max_spikes": 15}
+    snn = convert(
+        net, [frames], time_dim=1, time_steps=4, expected_spikes=expected, calibration="light", **options
+    )
+    found = synops(snn, [frames], 4, time_dim=1)
+    assert found.energy / found.ann_energy == pytest.approx(2.0, rel=0.1)

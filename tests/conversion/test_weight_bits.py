@@ -116,3 +116,32 @@ def test_integers_of_another_precision(convert):
         torch.testing.assert_close(integers.answer(X, 4), snn.answer(X, 4), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="as it was converted"):
         to_integers(integers)
+
+
+class Shared(nn.Module):
+    """Layers that no neuron has to itself: of a branch, of a difference, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8))
+        self.branch, self.twice = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(512, 5)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        x = (self.c(self.b(x).relu()) + self.branch(x)).relu()
+        x = (self.twice(x) - self.twice(x.flip(2))).relu()
+        return self.last(x.flatten(1))
+
+
+@pytest.mark.parametrize(("bits", "times"), [(8, 3), (4, 60)])
+def test_calibration_makes_up_for_layers_that_no_neuron_has_to_itself(convert, bits, times):
+    torch.manual_seed(0)
+    net, x = Shared().eval(), torch.rand(48, 3, 8, 8)
+
+    def error(weight_bits):
+        snn = convert(net, [x], weight_bits=weight_bits)
+        return (snn.answer(x, 8) - net(x)).square().mean().item()
+
+    with torch.no_grad():
+        assert error(bits) < times * error(None)  # rounded after it, 36 and 1500 times

@@ -390,3 +390,12 @@ def test_it_stays_in_single_precision(convert):
         with pytest.raises(TypeError, match="in float32, not in"):
             cast()
     assert torch.equal(integers.float().to("cpu").run(x, 4), expected)
+
+
+def test_windows_may_be_lists(convert):
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d([2, 2]), nn.Flatten(), nn.Linear(36, 3)
+    ).eval()
+    x = torch.rand(16, 1, 8, 8)
+    snn = convert(net, [x], weight_bits=8)
+    assert torch.allclose(to_integers(snn).run(x, 4), snn.run(x, 4), atol=1e-4)
