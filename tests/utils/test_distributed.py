@@ -6,11 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 import sj_burst
+from sj_burst.conversion import recipe
 from sj_burst.utils import distributed
 from tests.networks import vgg
 
@@ -60,13 +64,19 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
             "margin": torch.tensor(margin),
         }
         found |= {f"{calibration}, {images} images: {name}": value for name, value in values.items()}
-    for options in (
-        {"threshold": "rate_distortion", "energy_budget": 0.9},
-        {"burst_allocation": "sensitivity"},
-        {"burst_allocation": "adafire"},
+    for options, room in (
+        ({"threshold": "rate_distortion", "energy_budget": 0.9}, None),
+        ({"burst_allocation": "sensitivity"}, None),
+        ({"burst_allocation": "adafire"}, None),
+        ({}, 150_000 * (1 + rank)),  # for a few images, and on one machine for fewer
     ):
-        neurons = sj_burst.convert(ann, share, **options, **OPTIONS).neurons().values()
+        limited = patch.object(recipe, "free_room", lambda room=room: room)
+        with limited if room is not None else nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "calibration_images=")
+            neurons = sj_burst.convert(ann, share, **options, **OPTIONS).neurons().values()
         chosen = torch.cat([node.threshold * node.max_spikes for node in neurons])
+        shifts = [node.shift for node in neurons if node.shift is not None]
+        chosen = torch.cat([chosen, *shifts])
         most = distributed.maximum(torch.stack([chosen, -chosen]))
         assert torch.equal(most, torch.stack([chosen, -chosen])), "processes chose differently"
     return found
