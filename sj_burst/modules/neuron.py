@@ -297,9 +297,8 @@ def _check_fits(node: BurstIFNode, x: Tensor) -> None:
                 "channel_wise=False and another potential than 'data'"
             )
         sizes = functional.per_channel(value, x.dim()).shape
-        if len(sizes) > x.dim() or any(
-            a not in (1, b) for a, b in zip(reversed(sizes), reversed(x.shape), strict=False)
-        ):
+        met = x.shape[max(0, x.dim() - len(sizes)) :]
+        if len(sizes) > len(met) or any(a not in (1, b) for a, b in zip(sizes, met, strict=True)):
             raise ValueError(
                 f"BurstIFNode has {what} of shape {list(value.shape)} and got an input {list(x.shape)}"
             )
