@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,22 @@ def photographs(folder):
     torch.save(squeezenet1_1(weights=None).state_dict(), folder / "weights.pt")
     network = ["--network", "squeezenet1_1", "--weights", str(folder / "weights.pt")]
     return ["--data", str(folder / "photos"), *network, "--settings", "4:2", "--distil", "1"]
+
+
+def test_the_benchmark_keeps_tables_apart(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tutorials"))
+    benchmark = runpy.run_path(str(ROOT / "tutorials" / "08_benchmark.py"))
+    rows, fixed = tmp_path / "rows.csv", {"weights": "best", "test_images": 50}
+    fixed |= {"calibration_images": 30, "seed": 0}
+    args = SimpleNamespace(distil_epochs=3, distil_images=200)
+    distilled = next(s for s in benchmark["SETTINGS"] if s.distilled)
+    label = benchmark["row_label"](distilled, args)
+    assert label == f"{distilled.label}, 3 epochs, 200 training images"
+    benchmark["append"](rows, [fixed | {"setting": label, "T": 1, "draw": 0, "ann": "90.00"}])
+    benchmark["check_same_network"](rows, fixed, 90.2)
+    benchmark["check_same_network"](rows, fixed | {"weights": "other"}, 50.0)
+    with pytest.raises(SystemExit, match=r"an ANN with 90.00 %, and this one has 70.00 %"):
+        benchmark["check_same_network"](rows, fixed, 70.0)
 
 
 @pytest.mark.slow

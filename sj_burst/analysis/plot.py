@@ -144,9 +144,8 @@ def accuracy_vs_spikes(
         ax.plot(spikes, 100 * accuracy, label=label, markevery=at, **_look(index))
     _ann_line(ax, ann_accuracy)
     ax.set_xscale("log")
-    ax.set_xlim(
-        _reach(ax) / 1000, _reach(ax) * 1.4
-    )  # the first steps of deep networks are nearly silent
+    # The first steps of deep networks are nearly silent.
+    ax.set_xlim(_reach(ax) / 1000, _reach(ax) * 1.4)
     _tidy(ax)
     ax.set_xlabel("spikes per image")
     ax.set_ylabel("accuracy (%)")

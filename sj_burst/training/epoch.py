@@ -114,16 +114,16 @@ def train_epoch(
     Raises:
         ValueError: if a loss becomes NaN, or no batch has one.
     """
-    losses, left_out = [], 0
+    losses, due = [], 0
     for x, target in tqdm(pairs, title, disable=not progress, leave=False):
         loss = loss_of(x, target)
-        if loss is None:
-            left_out += 1
-            continue
-        losses.append(step(loss, optimizer))
-        for _ in range(1 + left_out if schedule is not None else 0):
-            schedule.step()  # type: ignore[union-attr]
-        left_out = 0
+        if loss is not None:
+            losses.append(step(loss, optimizer))
+        due += 1
+        if schedule is not None and losses:  # the optimizer comes first
+            for _ in range(due):
+                schedule.step()
+            due = 0
     if not losses:
         raise ValueError(NO_CLASS.format(name="loader"))
     return sum(losses) / len(losses)

@@ -226,6 +226,14 @@ def test_batches_without_a_class_are_left_out(convert):
     assert all(value.isfinite().all() for value in tuned.state_dict().values())
 
 
+def test_batches_that_are_left_out_count_in_the_schedule(convert, learning_rates):
+    snn = convert(vgg(), DATA, max_spikes=1, calibration="none")
+    none = (X[:2], torch.full_like(Y[:2], -100))
+    finetune(snn, [DATA[0], none, none, DATA[1]], 2, lr=1e-3, **QUIET)
+    expected = [1e-3 * (1 + math.cos(math.pi * share)) / 2 for share in (0, 3 / 4)]
+    assert learning_rates == pytest.approx(expected)
+
+
 def test_a_failure_leaves_the_network_as_it_was(convert):
     snn = convert(vgg(), DATA, max_spikes=1)
     state = copy.deepcopy(snn.state_dict())
