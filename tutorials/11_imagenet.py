@@ -123,7 +123,7 @@ class Setting(NamedTuple):
         mean = "" if self.burst_allocation == "uniform" else f" by {self.burst_allocation}"
         label = f"Γ={self.max_spikes}{mean}, T={self.time_steps}"
         label += f", {self.weight_bits} bits" if self.weight_bits < 32 else ""
-        label += f", energy {self.energy_budget}" if self.energy_budget < 1 else ""
+        label += f", energy {self.energy_budget}" if self.energy_budget != 1 else ""
         label += ", expected spikes" if self.expected_spikes != "none" else ""
         return label + (f", {self.distil} epochs" if self.distil else "")
 
