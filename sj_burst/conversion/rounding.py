@@ -66,8 +66,8 @@ def round_layer(layer: Layer, bits: int) -> None:
     together = 1 if alone else outputs  # outputs that have the same matrix
     unit = _columns(module, layer.unit, groups)  # what a count of every input weighs [G, inputs]
     unit = torch.cat([unit, unit.new_ones(groups, 1)], 1).repeat_interleave(outputs // together, 0)
-    weight = module.weight.detach().double().view(len(unit), together, -1) * unit[:, None, :-1]
-    scale = weight_scale(by_count(module, layer.unit), bits).view(len(unit), together)
+    weight = module.weight.detach().double().reshape(len(unit), together, -1) * unit[:, None, :-1]
+    scale = weight_scale(by_count(module, layer.unit), bits).reshape(len(unit), together)
     matrices = _active_grams(layer, groups) if alone else [input_gram(layer, groups)]
     found = _round(weight, scale, unit, matrices, 2 ** (bits - 1) - 1)
     if found is None:  # inputs that are next to nothing
@@ -93,7 +93,7 @@ def _active_grams(layer: Layer, groups: int) -> Iterator[Tensor]:
     step, seen, active = math.ceil(places / _ROWS), [], []
     for y, a in zip(layer.inputs, layer.targets, strict=True):
         y = y.to(layer.device, torch.promote_types(y.dtype, torch.float32))
-        seen.append(patches(module, y, groups)[:, ::step])
+        seen.append(patches(module, y, groups)[:, ::step].contiguous())  # no view of all
         a = a.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
         active.append(a[:, ::step].to(layer.device) > 0)
     rows, on = torch.cat(seen, 1), torch.cat(active, 1).unflatten(0, (groups, -1))

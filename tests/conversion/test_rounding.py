@@ -132,6 +132,8 @@ MODULES = {
     "linear": (lambda: nn.Linear(12, 5), (12,)),
     "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False), (4, 6, 6)),
     "groups": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2), (4, 6, 6)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (4, 6, 6)),
+    "last": (lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), (4, 6, 6)),
     "wide": (lambda: nn.Conv1d(40, 3, 5), (40, 9)),  # more inputs than a block
 }
 
