@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from sj_burst import Options, load, save
-from sj_burst.conversion import rounding
 from sj_burst.conversion.weights import weight_scale
 from sj_burst.export import to_integers
 from sj_burst.export.unit_thresholds import unit_thresholds
@@ -46,20 +45,6 @@ def test_calibration_makes_up_for_it(convert):
     assert errors[3, "light"] < 0.7 * errors[3, "none"]
     assert errors[3, "advanced"] < errors[3, "light"]
     assert errors[8, "none"] < 2 * errors[None, "none"]
-
-
-@torch.no_grad()
-def test_a_read_out_that_clips_is_made_use_of(convert, monkeypatch):
-    torch.manual_seed(0)
-    conv, score = nn.Conv2d(3, 48, 1), nn.Conv2d(48, 40, 1)  # inputs that make up for one another
-    conv.weight.copy_(torch.randint(-3, 4, conv.weight.shape) / 4)  # three bits
-    score.bias -= 0.5  # most of what it returns is clipped
-    ann = nn.Sequential(conv, nn.ReLU(), score, nn.ReLU())
-    options = {"weight_bits": 3, "output": "potential", "time_steps": 8, "max_spikes": 31}
-    errors = [(convert(ann, [X], **options).answer(X, 8) - ann(X)).norm()]
-    monkeypatch.setattr(rounding, "_clips_places", lambda layer: False)
-    errors.append((convert(ann, [X], **options).answer(X, 8) - ann(X)).norm())
-    assert errors[0] < 0.85 * errors[1]
 
 
 def test_the_ann_is_left_alone_and_files_hold_it(convert, tmp_path):
