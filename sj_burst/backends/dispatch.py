@@ -273,15 +273,13 @@ def burst_mean(
     if backend_for(backend, z_seq) == "numba" and _numba_takes(z_seq, v, threshold, *options.values()):
         from . import cpu
 
-        return (
-            cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, summed=True).y_seq[0]
-            / steps
-        )
+        result = cpu.burst_multi_step(z_seq, v, threshold, max_spikes, **options, summed=True)
+        return result.y_seq[0].div_(steps)
     y_seq = burst_multi_step(backend, z_seq, v, threshold, max_spikes, **options).y_seq
     total = y_seq[0].clone()
     for y in y_seq[1:]:  # several times faster than a sum over the leading dimension
         total += y
-    return total / steps
+    return total.div_(steps)
 
 
 def count_multi_step(

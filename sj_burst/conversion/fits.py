@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer import Layer, add_bias, channel_mean
+from .layer import Layer, add_bias, channel_sum
 from .ridge import refit_weights
 
 __all__ = ["FITS"]
@@ -29,17 +29,16 @@ def correct_bias(layer: Layer, rounds: int = 3) -> None:
     Source: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks
     calibration", ICML 2021.
     """
+    linear = isinstance(layer.affine, nn.Linear)
+    tokens = linear and layer.targets[0].dim() > 2  # [N, L, C]
     for _ in range(rounds):
-        error = layer.mean_error()
-        features = isinstance(layer.affine, nn.Linear) and error.dim() > 1  # of tokens [N, L, C]
-        if layer.neuron is not None and not features:
-            shift, correction = layer.neuron.shift, channel_mean(error)
+        if layer.neuron is not None and not tokens:
+            shift, correction = layer.neuron.shift, layer.mean_error()
             if shift is not None and shift.dim() != 1:
                 shift = shift.expand_as(correction)
             layer.neuron.shift = correction if shift is None else shift + correction
         elif layer.affine is not None:
-            channel_first = error.movedim(-1, 0) if isinstance(layer.affine, nn.Linear) else error
-            add_bias(layer.affine, channel_mean(channel_first))
+            add_bias(layer.affine, layer.mean_error(-1 if linear else 1))
             if layer.neuron is None and not layer.clipped:
                 return  # affine: one round is exact
 
@@ -58,7 +57,7 @@ def correct_potential(layer: Layer, rounds: int = 3) -> None:
     if layer.neuron is None:
         return
     for _ in range(rounds):
-        correction = layer.time_steps * channel_mean(layer.mean_error())
+        correction = layer.time_steps * layer.mean_error()
         layer.neuron.v_init = layer.neuron.v_init + correction
 
 
@@ -83,8 +82,9 @@ def refit_threshold(layer: Layer) -> None:
         found = []
         for factor in _FACTORS:
             neuron.threshold, neuron.v_init = factor * threshold, factor * v_init
-            (squares,) = ((phi - a).square().sum(0) for phi, a in batch.rates())
-            found.append(channel_mean(squares) if threshold.dim() == 1 else squares.mean())
+            (squares,) = ((phi - a).square_() for phi, a in batch.rates())
+            by_channel = channel_sum(squares)
+            found.append(by_channel if threshold.dim() == 1 else by_channel.sum())
         costs = costs + torch.stack(found)
     best = torch.tensor(_FACTORS, device=costs.device, dtype=threshold.dtype)[costs.argmin(0)]
     neuron.threshold, neuron.v_init = best * threshold, best * v_init

@@ -44,8 +44,14 @@ def gram(module: Any, x: Tensor, groups: int) -> Tensor:
     size = 4 * module.weight[0].numel() * groups * max(1, x[0].numel() // x.shape[1])
     for part in x.split(max(1, _PATCH_BYTES // size)):
         u = patches(module, part, groups)
-        total = total + (u.mT @ u).double()
+        total = total + _bordered((u.mT @ u).double(), u.sum(1).unsqueeze(2).double(), u.shape[1])
     return total
+
+
+def _bordered(products: Tensor, sums: Tensor, rows: int) -> Tensor:
+    """Σ u uᵀ ``[G, inputs, inputs]`` and Σ u ``[G, inputs, 1]`` of so many rows, as if u ended in a one."""
+    ones = sums.new_full((len(sums), 1, 1), rows)
+    return torch.cat([torch.cat([products, sums], 2), torch.cat([sums.mT, ones], 2)], 1)
 
 
 def cholesky(matrices: Tensor) -> Tensor | None:
@@ -60,21 +66,19 @@ def cholesky(matrices: Tensor) -> Tensor | None:
 
 
 def patches(module: Any, x: Tensor, groups: int) -> Tensor:
-    """What each output sees, and a one for the bias: ``[groups, rows, inputs per group + 1]``."""
+    """What each output sees: ``[groups, rows, inputs per group]``."""
     if isinstance(module, nn.Linear):
-        rows = x.reshape(1, -1, x.shape[-1])
-    elif module.weight[0, 0].numel() == 1 and set(padding_of(module) or ()) == {0}:  # no windows
+        return x.reshape(1, -1, x.shape[-1])
+    if module.weight[0, 0].numel() == 1 and set(padding_of(module) or ()) == {0}:  # no windows
         x = x[:, :, :: module.stride[0]]
         x = x if isinstance(module, nn.Conv1d) else x[:, :, :, :: module.stride[1]]
-        rows = x.movedim(1, -1).flatten(0, -2).unflatten(1, (groups, -1)).movedim(1, 0)
-    else:
-        options = [module.kernel_size, module.dilation, padding_of(module), module.stride]
-        if isinstance(module, nn.Conv1d):  # a picture of height 1
-            x = x.unsqueeze(2)
-            options = [(fill, *o) for o, fill in zip(options, (1, 1, 0, 1), strict=True)]
-        columns = F.unfold(x, *options)  # [N, C·k, positions]
-        rows = columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        return x.movedim(1, -1).flatten(0, -2).unflatten(1, (groups, -1)).movedim(1, 0)
+    options = [module.kernel_size, module.dilation, padding_of(module), module.stride]
+    if isinstance(module, nn.Conv1d):  # a picture of height 1
+        x = x.unsqueeze(2)
+        options = [(fill, *o) for o, fill in zip(options, (1, 1, 0, 1), strict=True)]
+    columns = F.unfold(x, *options)  # [N, C·k, positions]
+    return columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def padding_of(module: Any) -> tuple[int, ...] | None:
@@ -152,8 +156,7 @@ def _gram_of_windows(module: Any, x: Tensor, groups: int) -> Tensor:
     places = line.places(x.shape[3])
     sums = line.windows(seen, range(taps), range(places)).unflatten(1, (high, -1)).sum(2)
     sums = sums.unflatten(2, (taps, channels)).permute(0, 3, 1, 2).reshape(groups, inputs, 1)
-    ones = sums.new_full((groups, 1, 1), x.shape[1] * rows * places)
-    return torch.cat([torch.cat([g, sums], 2), torch.cat([sums.mT, ones], 2)], 1)
+    return _bordered(g, sums, x.shape[1] * rows * places)
 
 
 def _between_rows(x: Tensor, y: Tensor, line: _Line) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 from .gram import cholesky, gram, padding_of
-from .layer import Layer, add_bias
+from .layer import Layer, add_bias, channel_sum
 
 __all__ = ["has_patches", "input_gram", "refit_weights"]
 
@@ -68,16 +68,17 @@ def _is_right(layer: Layer) -> bool:
     if layer.neuron is None:
         return False
     module: Any = layer.affine
+    dim, dtype = _channel_dim(module), torch.promote_types(module.weight.dtype, torch.float32)
     errors: Any = 0.0
     squares: Any = 0.0
     total: Any = 0.0
     samples = images = 0
     for y, wanted, residual in zip(layer.inputs, layer.wanted, layer.residuals, strict=True):
-        z = wanted.to(layer.device)
-        dims = [d for d in range(z.dim()) if d != _channel_dim(module) % z.dim()]
-        errors += (z - module(y.to(layer.device))).double().square().sum()
-        z = (z + residual.to(layer.device)).double()
-        squares, total = squares + z.square().sum(dims), total + z.sum(dims)
+        z = wanted.to(layer.device, dtype)
+        errors += (z - module(y.to(layer.device))).square_().sum().double()
+        z = z + residual.to(layer.device, dtype)
+        total = total + channel_sum(z, dim).double()
+        squares = squares + channel_sum(z.square_(), dim).double()
         samples += z.numel() // len(squares)
         images += len(wanted)
         if images >= _IMAGES:
@@ -106,8 +107,10 @@ def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         size = sum(one[0].numel() * one[0].element_size() for one in held)
         if size >= _CHUNK_BYTES or i == len(values[0]) - 1:
             # A zero stands for every sample.
+            alone = len(held) == 1
             yield [
-                part[0] if part[0].dim() == 0 else torch.cat(part) for part in zip(*held, strict=True)
+                part[0] if alone or part[0].dim() == 0 else torch.cat(part)
+                for part in zip(*held, strict=True)
             ]
             held = []
 
@@ -123,11 +126,12 @@ def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]
         out = module(y)
         missing = wanted.to(device, dtype) - out
         if one_sided:
-            current = out + residual.to(device, dtype)
-            missing = torch.where(a.to(layer.device) > 0, missing, -current.clamp_min(0))
+            # −excess where inactive; torch.where takes several times as long.
+            active = a.to(device, dtype).clamp_min(0).sign_()
+            excess = out.add_(residual.to(device, dtype)).clamp_min_(0)
+            missing = missing.add_(excess).mul_(active).sub_(excess)
         moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
-        dims = [d for d in range(missing.dim()) if d != _channel_dim(module) % missing.dim()]
-        total = total + missing.sum(dims).double()
+        total = total + channel_sum(missing, _channel_dim(module)).double()
     return moment, total.view(groups, -1, 1)
 
 
