@@ -111,7 +111,8 @@ class Activations:
         time_steps: T.
         device: where the graph runs.
         spill: keeps what is recorded.
-        recorded: nodes whose values are recorded; those of others are computed whenever they are read.
+        recorded: nodes whose values are recorded, with the number of batches that are; those of others
+            are computed whenever they are read.
         stand_ins: called in place of modules of the graph, by name.
     """
 
@@ -122,7 +123,7 @@ class Activations:
         time_steps: int,
         device: torch.device,
         spill: Spill,
-        recorded: Container[fx.Node],
+        recorded: Mapping[fx.Node, int],
         stand_ins: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.gm, self.inputs, self.device, self.spill = gm, inputs, device, spill
@@ -132,9 +133,9 @@ class Activations:
         self._records: dict[fx.Node, Record] = {}
         self._quanta: dict[fx.Node, _Quantum] = {}
 
-    def __getitem__(self, node: Any) -> Sequence[Any]:
-        """On the CPU if recorded."""
-        return Batches(len(self.inputs), lambda i: self._read(node, i))
+    def first(self, count: int, node: Any) -> Sequence[Any]:
+        """The values of a node for the first batches, on the CPU where recorded."""
+        return Batches(count, lambda i: self._read(node, i))
 
     def free(self, node: fx.Node) -> None:
         """Forget what a node returned."""
@@ -158,13 +159,13 @@ class Activations:
             self._quanta[node] = quantum
         record = Record(self.spill)
         self._records[node] = record
-        for i in range(len(self.inputs)):
+        for i in range(self._recorded[node]):
             record.append(self._compute(node, i), quantum)
 
-    def means(self, node: Any) -> tuple[Sequence[Tensor], Record]:
+    def means(self, count: int, node: Any) -> tuple[Sequence[Tensor], Record]:
         """Means over T ``[N, ...]`` of what a node returned, and what has to be freed after use."""
-        record, values = Record(self.spill), self[node]
-        for i, fold in enumerate(self.folds):
+        record, values = Record(self.spill), self.first(count, node)
+        for i, fold in enumerate(self.folds[:count]):
             value = values[i]
             if len(value) == fold.batch:  # constant, and its own mean
                 return values, record
@@ -172,7 +173,8 @@ class Activations:
         return record, record
 
     def _read(self, node: fx.Node, batch: int) -> Any:
-        return self._records[node][batch] if node in self._records else self._compute(node, batch)
+        record = self._records.get(node, ())
+        return record[batch] if batch < len(record) else self._compute(node, batch)
 
     def _compute(self, node: fx.Node, batch: int) -> Any:
         def value_of(n: fx.Node) -> Any:

@@ -18,17 +18,18 @@ from ..graph.units import Shapes, count_units
 from ..modules.bounded import BoundedActivation
 from ..modules.neuron import BurstIFNode
 from ..modules.temporal import TemporalModule
-from ..utils.inputs import join
+from ..utils.inputs import batches_with, join, rows
 from ..utils.layout import channels_last
 from ..utils.outputs import map_tensors
 from ..utils.spill import Spill, memory_budget
-from .activations import Activations, Batches, recorded_nodes
+from .activations import Activations, Batches, Record, recorded_nodes
 from .layer import Layer
 from .sources import Source, current_sources
 from .weights import unit_met
 
 __all__ = ["calibrate_layers"]
 
+_IMAGES, _PLACES = 64, 2**16  # per channel, that a layer is fitted on at least, if there are as many
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -80,7 +81,8 @@ def calibrate_layers(
     left = {n.target for n in gm.graph.nodes if is_module(gm, n, WEIGHTED)} - owned
     left = set() if unowned is None else left
     stand_ins |= {str(name): copy.deepcopy(gm.get_submodule(str(name))) for name in left}
-    plan = _plan(gm, sources)
+    enough = {node: _enough(gm, node, source, shapes, inputs) for node, source in sources.items()}
+    plan = _plan(gm, sources, enough, len(inputs))
     bar = tqdm(
         total=sum(costs.values()),
         desc="calibrate layers",
@@ -97,7 +99,7 @@ def calibrate_layers(
                 left.remove(node.target)
                 unowned(snn.module(node), unit=unit_met(gm, node, shapes, count_units(gm, shapes)))
             if node in sources:
-                _fit(node, sources[node], ann, snn, shapes, fits, node in clipped)
+                _fit(node, sources[node], ann, snn, shapes, fits, node in clipped, plan.enough[node])
             if node not in plan.refitted:
                 snn.evaluate(node)
             for value in plan.freed.get(node, []):
@@ -110,30 +112,37 @@ class _Plan(NamedTuple):
     """When the values of the nodes come and go."""
 
     refitted: set[fx.Node]  # evaluated when their layer is fitted, and not before
-    recorded: set[fx.Node]
+    enough: Mapping[fx.Node, int]  # batches that a layer is fitted on
+    recorded: dict[fx.Node, int]  # batches whose values are
     freed: dict[fx.Node, list[fx.Node]]  # what may go after a node
 
 
-def _plan(gm: fx.GraphModule, sources: Mapping[fx.Node, Source]) -> _Plan:
+def _plan(
+    gm: fx.GraphModule, sources: Mapping[fx.Node, Source], enough: Mapping[fx.Node, int], count: int
+) -> _Plan:
     layer_of = {n: node for node, source in sources.items() for n in source.refitted(node)}
     readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    currents: set[Any] = set()
+    currents: dict[Any, int] = {}
     for node, source in sources.items():
         for n in source.read():
             readers[n].append(node)
-        currents.add(node.args[0] if is_module(gm, node, BurstIFNode) else node)
+        currents[node.args[0] if is_module(gm, node, BurstIFNode) else node] = enough[node]
     # The affine module's own output is needed in the sum with its residual only.
     affine = {source.affine for source in sources.values()}
-    recorded = recorded_nodes(gm, currents | (set(readers) - affine))
+    read = set(readers) - affine
+    whole = recorded_nodes(gm, read)
+    recorded = dict.fromkeys(recorded_nodes(gm, read | set(currents)), count)
+    # What only its neuron reads, once it is fitted, is made again for the batches that no fit saw.
+    recorded |= {node: most for node, most in currents.items() if node in recorded and node not in whole}
     order = {node: place for place, node in enumerate(gm.graph.nodes)}
     last: dict[fx.Node, fx.Node] = {}  # when the value of a node is made or read for the last time
     for node in reversed(gm.graph.nodes):
-        uses = [layer_of.get(n, n if n in recorded else last[n]) for n in node.users]
+        uses = [layer_of.get(n, n if recorded.get(n) == count else last[n]) for n in node.users]
         last[node] = max([node, *uses, *readers[node]], key=order.__getitem__)
     freed: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in recorded:
         freed[last[node]].append(node)
-    return _Plan(set(layer_of), recorded, freed)
+    return _Plan(set(layer_of), enough, recorded, freed)
 
 
 def _costs(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, int]:
@@ -146,6 +155,13 @@ def _costs(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, i
     return {node: cost for node, cost in costs.items() if node.op != "output"}
 
 
+def _enough(gm: fx.GraphModule, node: fx.Node, source: Source, shapes: Shapes, inputs: list[Any]) -> int:
+    """Batches that tell a layer what it has to know: an image shows a convolution many places."""
+    tokens = source.affine is not None and is_module(gm, source.affine, nn.Linear)
+    places = 1 if tokens else max(1, shapes[node][2:].numel())
+    return batches_with(max(_IMAGES, -(-_PLACES // places)), map(rows, inputs))
+
+
 def _fit(
     node: fx.Node,
     source: Source,
@@ -154,34 +170,36 @@ def _fit(
     shapes: Shapes,
     fits: Iterable[Callable[[Layer], None]],
     clipped: bool,
+    count: int,
 ) -> None:
-    """Fit a neuron, or an affine module after the last neuron."""
+    """Fit a neuron, or an affine module after the last neuron, on so many batches."""
     module, affine = snn.module(node), source.affine
     neuron = module if isinstance(module, BurstIFNode) else None
     current: Any = node if neuron is None else node.args[0]
-    count, kept = len(snn.inputs), []
+    kept: list[Record] = []
     unit: Tensor | None = None
     inputs: Sequence[Tensor] = []
     wanted: Sequence[Tensor] = []
     residuals: Sequence[Tensor] = [torch.zeros(())] * count
     if affine is not None:
-        inputs, record = snn.means(affine.args[0])
-        wanted = ann[current]
+        inputs, record = snn.means(count, affine.args[0])
+        wanted = ann.first(count, current)
         kept.append(record)
         unit = unit_met(snn.gm, affine, shapes, count_units(snn.gm, shapes))
     if source.residual is not None:
-        residuals, record = snn.means(source.residual)
-        wanted = Batches(count, lambda i: ann[current][i] - residuals[i])
+        residuals, record = snn.means(count, source.residual)
+        whole = wanted
+        wanted = Batches(count, lambda i: whole[i] - residuals[i])
         kept.append(record)
     layer = Layer(
         name=str(node.target),
         neuron=neuron,
         affine=None if affine is None else snn.module(affine),
-        evaluate=_current(current, source.refitted(node), snn),
+        evaluate=_current(current, source.refitted(node), snn, count),
         inputs=inputs,
         wanted=wanted,
         residuals=residuals,
-        targets=ann[node],
+        targets=ann.first(count, node),
         time_steps=snn.folds[0].steps,
         device=snn.device,
         bounded=isinstance(ann.module(node), nn.Hardtanh | BoundedActivation),
@@ -195,7 +213,9 @@ def _fit(
     layer.evaluate()
 
 
-def _current(node: fx.Node, refitted: list[fx.Node], snn: Activations) -> Callable[[], Sequence[Tensor]]:
+def _current(
+    node: fx.Node, refitted: list[fx.Node], snn: Activations, count: int
+) -> Callable[[], Sequence[Tensor]]:
     """Returns the values of ``node``, evaluated (again) if the affine module before it has changed."""
     affine = snn.module(refitted[0]) if refitted else nn.Identity()
     evaluated: list[nn.Parameter] | None = None
@@ -207,6 +227,6 @@ def _current(node: fx.Node, refitted: list[fx.Node], snn: Activations) -> Callab
             if refitted:
                 snn.evaluate(node)
             evaluated = parameters
-        return snn[node]
+        return snn.first(count, node)
 
     return evaluate

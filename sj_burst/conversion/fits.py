@@ -1,14 +1,14 @@
 """What calibration fits in one layer: biases, potentials and thresholds."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..utils.inputs import batches_with
 from .layer import Layer, add_bias, channel_sum
 from .ridge import refit_weights
 
@@ -76,7 +76,7 @@ def refit_threshold(layer: Layer) -> None:
         return
     threshold, v_init = neuron.threshold, neuron.v_init
     costs: Any = 0.0
-    for i in range(_batches_with(_IMAGES, layer.targets)):
+    for i in range(batches_with(_IMAGES, map(len, layer.targets))):
         current = layer.evaluate()[i : i + 1]
         batch = replace(layer, evaluate=partial(list, current), targets=[layer.targets[i]])
         found = []
@@ -92,12 +92,6 @@ def refit_threshold(layer: Layer) -> None:
 
 _FACTORS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)  # of the threshold, that are tried
 _IMAGES = 64  # that tell which is best
-
-
-def _batches_with(images: int, batches: Sequence[Tensor]) -> int:
-    """How many batches hold so many images."""
-    held = itertools.accumulate(map(len, batches))
-    return next((i for i, samples in enumerate(held, 1) if samples >= images), len(batches))
 
 
 FITS: dict[str, Callable[[Layer], None]] = {

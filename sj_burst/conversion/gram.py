@@ -49,7 +49,7 @@ def gram(module: Any, x: Tensor, groups: int) -> Tensor:
 
 
 def _bordered(products: Tensor, sums: Tensor, rows: int) -> Tensor:
-    """Σ u uᵀ ``[G, inputs, inputs]`` and Σ u ``[G, inputs, 1]`` of so many rows, as if u ended in a one."""
+    """Σ u uᵀ ``[G, inputs, inputs]``, Σ u ``[G, inputs, 1]`` of so many rows, as if u ended in a one."""
     ones = sums.new_full((len(sums), 1, 1), rows)
     return torch.cat([torch.cat([products, sums], 2), torch.cat([sums.mT, ones], 2)], 1)
 

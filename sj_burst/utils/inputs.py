@@ -1,6 +1,7 @@
 """What a batch shows to a network: one tensor or several, held or one frame a step."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from .outputs import map_tensors, tensors_of
 
-__all__ = ["Inputs", "Value", "as_inputs", "bind", "call", "join", "map_floats", "rows"]
+__all__ = ["Inputs", "Value", "as_inputs", "batches_with", "bind", "call", "join", "map_floats", "rows"]
 
 # What a network is called with: one tensor, several in the order of its arguments, or by their names.
 Value = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -55,6 +56,18 @@ def bind(gm: fx.GraphModule, value: Any) -> dict[fx.Node, Tensor]:
             f"(({', '.join(names)}), target) batches, or (({', '.join(names)}),) without a target"
         )
     return dict(zip(nodes, given, strict=True))
+
+
+def batches_with(images: int, sizes: Iterable[int]) -> int:
+    """How many of the first batches, of these sizes, hold so many images, or all do together.
+
+    Example:
+        >>> batches_with(5, [4, 4, 4]), batches_with(50, [4, 4, 4])
+        (2, 3)
+    """
+    sizes = list(sizes)
+    held = itertools.accumulate(sizes)
+    return next((i for i, samples in enumerate(held, 1) if samples >= images), len(sizes))
 
 
 def rows(value: Any) -> int:
