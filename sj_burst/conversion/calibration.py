@@ -1,6 +1,7 @@
 """Parameter calibration: one forward sweep that fits each layer on its already spiking predecessors."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,11 @@ from .weights import unit_met
 
 __all__ = ["calibrate_layers"]
 
-_IMAGES, _PLACES = 64, 2**16  # per channel, that a layer is fitted on at least, if there are as many
+_IMAGES, _SHARE, _PLACES = (
+    64,
+    1 / 4,
+    2**16,
+)  # least number of images, share, and values of a channel in a fit
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -159,7 +164,8 @@ def _enough(gm: fx.GraphModule, node: fx.Node, source: Source, shapes: Shapes, i
     """Batches that tell a layer what it has to know: an image shows a convolution many places."""
     tokens = source.affine is not None and is_module(gm, source.affine, nn.Linear)
     places = 1 if tokens else max(1, shapes[node][2:].numel())
-    return batches_with(max(_IMAGES, -(-_PLACES // places)), map(rows, inputs))
+    sizes = [rows(x) for x in inputs]
+    return batches_with(max(_IMAGES, math.ceil(_SHARE * sum(sizes)), math.ceil(_PLACES / places)), sizes)
 
 
 def _fit(

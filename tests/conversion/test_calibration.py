@@ -1,3 +1,4 @@
+import copy
 import tempfile
 import weakref
 
@@ -172,6 +173,48 @@ def test_each_node_is_evaluated_once_for_each_network(monkeypatch, fits, looks, 
         assert rows[name] == n
         assert rows[name.removeprefix("ann ")] == steps * n + example
     assert sum(batch for _, batch in seen) == len(stand_ins) * looks * n
+
+
+@pytest.mark.parametrize("join", [lambda net, h: net.b(h), lambda net, h: net.b(h) + h])
+@pytest.mark.parametrize(
+    ("least", "places", "share", "fitted"),
+    [(2, 64 * 60, 0.1, 2), (2, 64 * 65, 0.1, 3), (2, 10**9, 0.1, 4), (97, 1, 0.1, 4), (2, 1, 0.6, 3)],
+)
+def test_a_layer_is_fitted_on_as_many_images_as_it_needs(
+    monkeypatch, join, least, places, share, fitted
+):
+    """An image shows a convolution 64 places here; the features that end the network, one."""
+    for name, value in {"_IMAGES": least, "_PLACES": places, "_SHARE": share}.items():
+        monkeypatch.setattr(sweep_module, name, value)
+    images = [x[..., :8, :8] for x in IMAGES]
+    seen = {}
+
+    def note(layer):
+        counts = {
+            len(values) for values in (layer.evaluate(), layer.inputs, layer.wanted, layer.targets)
+        }
+        seen[layer.name] = (*counts, layer.neuron is None)
+
+    monkeypatch.setitem(FITS, "note", note)
+    net, fits = Residual(join).eval(), ["weights", "note", "threshold", "potential", "bias"]
+    converted = sj_burst.convert(net, images, calibration="none", progress=False, **STEPS)
+    found = []
+    for some in (images, images[:fitted]):
+        graph = copy.deepcopy(converted.graph)
+        stand_ins = {name: nn.ReLU() for name in neurons(graph)}
+        device = torch.device("cpu")
+        calibrate_layers(
+            graph, stand_ins, some, 4, [FITS[f] for f in fits], device=device, progress=False
+        )
+        found.append(graph.state_dict())
+        if some is images:
+            head = max(fitted, min(4, -(-places // 32)))
+            assert list(seen.values()) == [(fitted, False), (fitted, False), (head, True)]
+            monkeypatch.setattr(sweep_module, "_SHARE", 1.0)
+    # What a layer was not fitted on changes nothing in it, and reaches those behind.
+    for name, value in found[0].items():
+        same = not name.startswith("head") or fitted == head
+        assert torch.equal(found[1][name], value) == same, name
 
 
 def test_values_are_freed_after_their_last_use():
