@@ -91,7 +91,7 @@ def input_gram(layer: Layer, groups: int) -> Tensor:
     """Σ x xᵀ per group, of what each output sees; summed once for a layer."""
     if layer.gram is None:
         total: Any = 0.0
-        for (y,) in _chunks(layer.inputs):
+        for (y,) in _chunks(layer.affine.weight[0].numel() ** 2, layer.inputs):
             y = y.to(layer.device, torch.promote_types(y.dtype, torch.float32))
             total = total + gram(layer.affine, y, groups)
         layer.gram = total
@@ -99,13 +99,19 @@ def input_gram(layer: Layer, groups: int) -> Tensor:
     return layer.gram
 
 
-def _chunks(*values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Batches, several in one where they are small: matrices as large as the weights are summed less."""
+def _chunks(summed: int, *values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Batches, several in one where they are small beside the matrices that are summed over them.
+
+    Args:
+        summed: elements of such a matrix.
+        *values: of every batch, that of the inputs first.
+    """
+    least = min(_CHUNK, summed)
     held: list[tuple[Tensor, ...]] = []
     for i, batch in enumerate(zip(*values, strict=True)):
         held.append(batch)
-        size = sum(one[0].numel() * one[0].element_size() for one in held)
-        if size >= _CHUNK_BYTES or i == len(values[0]) - 1:
+        size = sum(one[0].numel() for one in held)
+        if size >= least or i == len(values[0]) - 1:
             # A zero stands for every sample.
             alone = len(held) == 1
             yield [
@@ -121,7 +127,8 @@ def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]
     device, dtype = layer.device, module.weight.dtype
     moment: Any = 0.0
     total: Any = 0.0
-    for y, wanted, a, residual in _chunks(layer.inputs, layer.wanted, layer.targets, layer.residuals):
+    values = (layer.inputs, layer.wanted, layer.targets, layer.residuals)
+    for y, wanted, a, residual in _chunks(module.weight.numel(), *values):
         y = y.to(device, dtype)
         out = module(y)
         missing = wanted.to(device, dtype) - out
@@ -154,7 +161,7 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
 _CLIPPED_RIDGE = 10 / 3  # times λ
 _RIGHT = 1e-3  # of the variance
 _IMAGES = 64  # that tell whether a layer is
-_CHUNK_BYTES = 2**24  # of inputs
+_CHUNK = 2**22  # inputs at once
 
 
 def has_patches(module: Any) -> bool:
