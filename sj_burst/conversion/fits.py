@@ -1,5 +1,6 @@
 """What calibration fits in one layer: biases, potentials and thresholds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -68,15 +69,17 @@ def refit_threshold(layer: Layer) -> None:
         f^* = \arg\min_f \| \phi(f\theta, f v_0) - a \|^2
 
     The threshold rules assume a constant current of the ANN's distribution; this looks at the
-    current that the calibrated prefix really sends, on the first 64 images. Bounded activations
-    keep their thresholds. Our own addition.
+    current that the calibrated prefix really sends, on the first 64 images, or 16 where these show a
+    channel as much. Bounded activations keep their thresholds. Our own addition.
     """
     neuron = layer.neuron
     if neuron is None or layer.bounded:
         return
     threshold, v_init = neuron.threshold, neuron.v_init
     costs: Any = 0.0
-    for i in range(batches_with(_IMAGES, map(len, layer.targets))):
+    places = layer.targets[0][0, 0].numel()
+    images = min(_MOST, max(_LEAST, math.ceil(_VALUES / places)))
+    for i in range(batches_with(images, map(len, layer.targets))):
         current = layer.evaluate()[i : i + 1]
         batch = replace(layer, evaluate=partial(list, current), targets=[layer.targets[i]])
         found = []
@@ -91,11 +94,12 @@ def refit_threshold(layer: Layer) -> None:
 
 
 _FACTORS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)  # of the threshold, that are tried
-_IMAGES = 64  # that tell which is best
+_LEAST, _MOST, _VALUES = 16, 64, 2**14  # images, and values of a channel, that tell which is best
 
 
 FITS: dict[str, Callable[[Layer], None]] = {
     "weights": refit_weights,
+    "mean": partial(correct_bias, rounds=1),
     "threshold": refit_threshold,
     "potential": correct_potential,
     "bias": correct_bias,

@@ -46,7 +46,7 @@ from .weights import round_all, round_weights
 __all__ = ["BurstRecipe", "convert"]
 
 # calibration option → what is fitted in each layer, in this order.
-_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "bias", "threshold", "bias"]}
+_CALIBRATIONS = {"none": [], "light": ["bias"], "advanced": ["weights", "mean", "threshold", "bias"]}
 
 # Of a batch's largest activations in all steps: on a CPU what malloc keeps, which saves page faults.
 _BATCH_BYTES = {"cpu": 2**25}

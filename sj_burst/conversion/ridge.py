@@ -49,11 +49,11 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         return
     original = _grouped(module.weight, groups).double()  # [G, outputs, inputs]
     for iteration in range(iterations if layer.one_sided else 1):
-        moment, missing = _moment(layer, groups, one_sided=iteration > 0)
+        moment = _moment(layer, groups, one_sided=iteration > 0)
         # The penalty pulls to the original weights, not to those of the last iteration.
         weight = _grouped(module.weight, groups).double()
-        moment -= penalty[:, None, :-1] * (weight - original)
-        update = torch.cholesky_solve(torch.cat([moment, missing], 2).mT, factor)
+        moment[:, :, :-1] -= penalty[:, None, :-1] * (weight - original)
+        update = torch.cholesky_solve(moment.mT, factor)
         if not update.isfinite().all():  # infinite activations
             return
         new = weight + update[:, :-1].mT
@@ -121,25 +121,36 @@ def _chunks(summed: int, *values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             held = []
 
 
-def _moment(layer: Layer, groups: int, one_sided: bool) -> tuple[Tensor, Tensor]:
-    """Σ of what is missing in the output times the input, and Σ of what is missing, per group."""
+def _moment(layer: Layer, groups: int, one_sided: bool) -> Tensor:
+    r"""Σ of what is missing in the output times the input and a one ``[G, outputs, inputs + 1]``.
+
+    Where all of the output counts, :math:`\sum (z - W \bar y) \bar y^\top = \sum z \bar y^\top - W G`.
+    """
     module = _wide(layer.affine)
     device, dtype = layer.device, module.weight.dtype
     moment: Any = 0.0
     total: Any = 0.0
     values = (layer.inputs, layer.wanted, layer.targets, layer.residuals)
     for y, wanted, a, residual in _chunks(module.weight.numel(), *values):
-        y = y.to(device, dtype)
-        out = module(y)
-        missing = wanted.to(device, dtype) - out
+        y, missing = y.to(device, dtype), wanted.to(device, dtype)
         if one_sided:
+            out = module(y)
+            missing = missing - out
             # −excess where inactive; torch.where takes several times as long.
             active = a.to(device, dtype).clamp_min(0).sign_()
             excess = out.add_(residual.to(device, dtype)).clamp_min_(0)
             missing = missing.add_(excess).mul_(active).sub_(excess)
         moment = moment + _grouped(_weight_gradient(module, y, missing), groups).double()
         total = total + channel_sum(missing, _channel_dim(module)).double()
-    return moment, total.view(groups, -1, 1)
+    moment = torch.cat([moment, total.view(groups, -1, 1)], 2)
+    return moment if one_sided else moment - _with_bias(module, groups) @ input_gram(layer, groups)
+
+
+def _with_bias(module: Any, groups: int) -> Tensor:
+    """Weights, and the bias as that of a one ``[G, outputs, inputs + 1]``, in double precision."""
+    weight = _grouped(module.weight, groups).double()
+    bias = weight.new_zeros(weight[..., 0].shape) if module.bias is None else module.bias.detach()
+    return torch.cat([weight, bias.double().view(groups, -1, 1)], 2)
 
 
 def _wide(module: Any) -> Any:
