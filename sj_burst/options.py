@@ -65,6 +65,7 @@ class Options:
         calibration_images: how many images of the loader ``calibration``, ``potential="data"``,
             ``expected_spikes``, ``burst_allocation`` and ``threshold="rate_distortion"`` use at most;
             fewer, with a warning, only if memory and the temporary folder cannot hold what is recorded.
+            Layers with large maps are fitted on the first of them, at least 64 and a quarter.
 
     Raises:
         ValueError: names the option, the value received and what is allowed.

@@ -30,11 +30,7 @@ from .weights import unit_met
 
 __all__ = ["calibrate_layers"]
 
-_IMAGES, _SHARE, _PLACES = (
-    64,
-    1 / 4,
-    2**16,
-)  # least number of images, share, and values of a channel in a fit
+_IMAGES, _SHARE, _PLACES = 64, 1 / 4, 2**16  # least images, share of them, places of a channel in a fit
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -57,7 +53,9 @@ def calibrate_layers(
     when its predecessors were; the time is linear in depth. (An affine module is evaluated again if
     its parameters change after its current was asked for.) Between layers spikes are kept as counts, on
     the CPU whatever the device of the graph, until their last use; in temporary files beyond an eighth
-    of the memory that is free. Nothing is random but Poisson coding.
+    of the memory that is free. A layer with large maps is fitted on the first images, as many as show
+    each of its channels 65,536 values, at least 64 and a quarter of all; all pass through it. Nothing is
+    random but Poisson coding.
 
     Args:
         gm: the converted graph, with neurons in place; its parameters are changed.
