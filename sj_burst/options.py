@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -61,7 +61,9 @@ class Options:
         weight_bits: ``None``, or 2 to 16: the weights by which counts of spikes are multiplied are
             integers of so many bits times a scale per output channel (the thresholds of the neurons
             before them are in it, channel by channel). They are rounded as calibration comes to their
-            layer, so that biases and thresholds make up for it.
+            layer, so that biases and thresholds make up for it. Or a mapping of patterns of the names
+            of linear and convolutional layers to bits, of which the first match counts: the first and
+            the last layer are often given 8 where the others have 4.
         calibration_images: how many images of the loader ``calibration``, ``potential="data"``,
             ``expected_spikes``, ``burst_allocation`` and ``threshold="rate_distortion"`` use at most;
             fewer, with a warning, only if memory and the temporary folder cannot hold what is recorded.
@@ -91,7 +93,7 @@ class Options:
     expected_spikes: str = "none"
     allowance: int = 64
     calibration: str = "advanced"
-    weight_bits: int | None = None
+    weight_bits: int | Mapping[str, int] | None = None
     calibration_images: int = 256
 
     def __post_init__(self) -> None:
@@ -101,9 +103,11 @@ class Options:
                 raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
             check_count(least, **{name: value})
             object.__setattr__(self, name, int(value))
-        if self.weight_bits is not None:
-            _check_weight_bits(self.weight_bits)
-        object.__setattr__(self, "max_spikes", _checked_max_spikes(self.max_spikes))
+        for name, check, example in (
+            ("max_spikes", check_max_spikes, "{'*': 1}"),
+            ("weight_bits", _check_weight_bits, "{'*': 8}"),
+        ):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), check, example))
         rules = [*THRESHOLD_RULES, "rate_distortion"]
         if not isinstance(self.threshold, str) or (
             self.threshold not in rules and parse_percentile(self.threshold) is None
@@ -177,26 +181,47 @@ class Options:
         Raises:
             ValueError: if a pattern matches no layer, or a layer no pattern.
         """
-        layers = list(layers)
-        if not isinstance(self.max_spikes, Mapping):
-            return dict.fromkeys(layers, self.max_spikes)
-        found: dict[str, float] = {}
-        for pattern, value in self.max_spikes.items():
-            matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
-            if not matches:
-                raise ValueError(f"max_spikes: {pattern!r} matches none of the layers {layers}")
-            for name in matches:
-                found.setdefault(name, value)
-        if missing := [name for name in layers if name not in found]:
-            raise ValueError(f"max_spikes: no pattern matches {missing}; add '*': 1 as the last one")
-        return found
+        return _by_layer("max_spikes", self.max_spikes, list(layers), "'*': 1")
+
+    def weight_bits_of(self, layers: Iterable[str]) -> dict[str, int] | None:
+        """Bits for the weights of each layer; ``None`` if they are as they are.
+
+        Raises:
+            ValueError: if a pattern matches no layer, or a layer no pattern.
+
+        Example:
+            >>> Options(weight_bits={"head": 8, "*": 4}).weight_bits_of(["conv", "head"])
+            {'conv': 4, 'head': 8}
+        """
+        if self.weight_bits is None:
+            return None
+        return _by_layer("weight_bits", self.weight_bits, list(layers), "'*': 8")
 
 
-def _check_weight_bits(bits: Any) -> None:
+def _by_layer(option: str, value: Any, layers: list[str], rest: str) -> dict[str, Any]:
+    """The value of an option for each layer, by the first of its patterns that matches."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(layers, value)
+    found: dict[str, Any] = {}
+    for pattern, one in value.items():
+        matches = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+        if not matches:
+            raise ValueError(f"{option}: {pattern!r} matches none of the layers {layers}")
+        for name in matches:
+            found.setdefault(name, one)
+    if missing := [name for name in layers if name not in found]:
+        raise ValueError(f"{option}: no pattern matches {missing}; add {rest} as the last one")
+    return {name: found[name] for name in layers}
+
+
+def _check_weight_bits(bits: Any) -> int | None:
+    if bits is None:
+        return None
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"weight_bits must be an integer from 2 to 16, or None, got {bits!r}")
     if not 2 <= bits <= 16:
         raise ValueError(f"weight_bits must be from 2 to 16, or None, got {bits}; chips hold 8 or 4")
+    return bits
 
 
 def _check_energy_budget(budget: Any, threshold: str) -> None:
@@ -234,15 +259,15 @@ def check_energy_budget(budget: Any) -> None:
         )
 
 
-def _checked_max_spikes(value: Any) -> float | dict[str, float]:
-    """Γ, or a mapping of patterns to Γ, if they are sound."""
+def _checked(option: str, value: Any, check: Callable[[Any], Any], example: str) -> Any:
+    """A value, or a mapping of patterns to values, if they are sound."""
     if not isinstance(value, Mapping):
-        return check_max_spikes(value)
+        return check(value)
     if not value:
-        raise ValueError("max_spikes is an empty mapping; give a number, or {'*': 1}")
+        raise ValueError(f"{option} is an empty mapping; give a number, or {example}")
     if wrong := [name for name in value if not isinstance(name, str)]:
-        raise TypeError(f"max_spikes maps names of layers to Γ, got {wrong[0]!r} as a name")
-    return {name: check_max_spikes(gamma) for name, gamma in value.items()}
+        raise TypeError(f"{option} maps names of layers to numbers, got {wrong[0]!r} as a name")
+    return {name: check(one) for name, one in value.items()}
 
 
 CHOICES: dict[str, list[str]] = {

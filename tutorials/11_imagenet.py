@@ -12,11 +12,12 @@ each draw of the calibration photos; with --distil EPOCHS it is then fitted to t
 random crops of all photos that calibrate, without labels. With --energy-budget B thresholds are those
 of "rate_distortion" within B of the ANN's energy; with --burst-allocation sensitivity each layer has its
 own Γ, of which that of the setting is the mean; with --expected-spikes median, neurons send what differs
-from the median of their channel. Prints points below the ANN and agreement, energy as a
-share of the ANN's, and what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs
-torchvision; on two cores a setting of SqueezeNet takes about four minutes, and an epoch of --distil one
-or two. With --rounding it prints by layer what rounding to --weight-bits adds to the error of the
-currents, beside that of counts in T steps, and ends.
+from the median of their channel; with --weight-bits 8-4-8 the first and the last layer have weights of 8
+bits, the others of 4. Prints points below the ANN and agreement, energy as a share of the ANN's, and
+what conversion took; writes figures/11_imagenet_NETWORK.csv and .png. Needs torchvision; on two cores a
+setting of SqueezeNet takes about four minutes, and an epoch of --distil one or two. With --rounding it
+prints by layer what rounding to --weight-bits adds to the error of the currents, beside that of counts
+in T steps, and ends.
 """
 
 import argparse
@@ -113,7 +114,7 @@ class Setting(NamedTuple):
 
     max_spikes: int
     time_steps: int
-    weight_bits: int  # 32: weights as they are
+    weight_bits: str  # "32": weights as they are; "8-4-8": of the first layer, the others, the last
     energy_budget: float  # 1: thresholds of least error, whatever they cost
     burst_allocation: str
     expected_spikes: str
@@ -122,12 +123,21 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         mean = "" if self.burst_allocation == "uniform" else f" by {self.burst_allocation}"
         label = f"Γ={self.max_spikes}{mean}, T={self.time_steps}"
-        label += f", {self.weight_bits} bits" if self.weight_bits < 32 else ""
+        label += f", {self.weight_bits} bits" if self.weight_bits != "32" else ""
         label += f", energy {self.energy_budget}" if self.energy_budget != 1 else ""
         label += ", expected spikes" if self.expected_spikes != "none" else ""
         return label + (f", {self.distil} epochs" if self.distil else "")
 
-    def options(self) -> sj_burst.Options:
+    def bits(self, ann: nn.Module) -> int | dict[str, int] | None:
+        """Those of the weights."""
+        first, *others = map(int, self.weight_bits.split("-"))
+        if not others:
+            return None if first == 32 else first
+        layers = [n for n, m in ann.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        between, last = others
+        return {layers[0]: first, layers[-1]: last, "*": between}
+
+    def options(self, ann: nn.Module) -> sj_burst.Options:
         """Those of the conversion."""
         options = sj_burst.Options(
             max_spikes=self.max_spikes,
@@ -135,7 +145,7 @@ class Setting(NamedTuple):
             burst_allocation=self.burst_allocation,
             expected_spikes=self.expected_spikes,
             output="potential",
-            weight_bits=None if self.weight_bits == 32 else self.weight_bits,
+            weight_bits=self.bits(ann),
         )
         if self.energy_budget == 1:
             return options
@@ -148,7 +158,7 @@ def converted(
 ) -> sj_burst.SpikingNetwork:
     """The network converted with the first of these photos, and distilled with all of them."""
     prepare = PIXELS[args.pixels]
-    options = dataclasses.replace(setting.options(), calibration_images=args.calibration_images)
+    options = dataclasses.replace(setting.options(ann), calibration_images=args.calibration_images)
     snn = sj_burst.convert(ann, batches(even[: args.calibration_images], prepare), options)
     if not setting.distil:
         return snn
@@ -157,7 +167,7 @@ def converted(
         ann,
         Crops(even, prepare, seed),
         epochs=setting.distil,
-        weight_lr=args.weight_lr if setting.weight_bits == 32 else 0,  # rounded weights stay
+        weight_lr=args.weight_lr if setting.weight_bits == "32" else 0,  # rounded weights stay
         energy_budget=None if setting.energy_budget == 1 else setting.energy_budget,
     )
 
@@ -171,7 +181,7 @@ def rounding_errors(
     That of spikes in place of activations, and that of rounded weights. Nothing is calibrated, so that
     with and without rounding the thresholds are the same.
     """
-    options = dataclasses.replace(setting.options(), calibration="none")
+    options = dataclasses.replace(setting.options(ann), calibration="none")
     rounded = sj_burst.convert(ann, x, options)
     snn = sj_burst.convert(ann, x, dataclasses.replace(options, weight_bits=None))
     inputs: dict[tuple[nn.Module, str], Tensor] = {}
@@ -222,7 +232,7 @@ def main() -> None:
     p.add_argument("--onnx", type=Path, help="a network in a file, in place of --network")
     p.add_argument("--pixels", choices=PIXELS, default="imagenet", help="what the network takes")
     p.add_argument("--settings", nargs="*", default=["15:2", "4:4", "1:8", "1:16"], help="Γ:T")
-    p.add_argument("--weight-bits", nargs="*", type=int, default=[32], help="of the weights; 32: as is")
+    p.add_argument("--weight-bits", nargs="*", default=["32"], help="of the weights; 32: as is")
     p.add_argument("--energy-budget", nargs="*", type=float, default=[1.0], help="share of the ANN's")
     p.add_argument(
         "--burst-allocation", nargs="*", default=["uniform"], help="as the option; Γ is the mean then"

@@ -41,7 +41,7 @@ from .observe import observe
 from .prepare import prepare
 from .rounding import round_layer
 from .sensitivity import Sensitivity, measure_sensitivity
-from .weights import round_all, round_weights
+from .weights import round_all, round_weights, weighted_layers
 
 __all__ = ["BurstRecipe", "convert"]
 
@@ -154,6 +154,26 @@ def _warn_of_allowance(options: Options) -> None:
             "inactivated_spikes='allow'; take a smaller allowance or more time steps",
             stacklevel=2,
         )
+
+
+class _Rounding:
+    """Rounds layers when calibration comes to them.
+
+    Args:
+        bits: of the weights of every linear and convolutional module.
+    """
+
+    def __init__(self, bits: Mapping[nn.Module, int]) -> None:
+        self._bits = bits
+
+    def of_layer(self, layer: Layer) -> None:
+        """Round the weights before a neuron, if they are its own."""
+        if layer.affine is not None:
+            round_layer(layer, self._bits[layer.affine])
+
+    def of_module(self, module: nn.Module, unit: Tensor | None) -> None:
+        """Round weights that no neuron has to itself."""
+        round_weights(module, self._bits[module], unit)
 
 
 class BurstRecipe(ann2snn.FXConversionRecipe):
@@ -365,23 +385,26 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
 
     def _fit_layers(self, snn: SpikingNetwork, images: int) -> None:
         """The fits that the options name, layer by layer on so many images, in place."""
-        options, fits, bits = self.options, self._fits(), self.options.weight_bits
+        options, gm = self.options, snn.graph
+        bits = options.weight_bits_of(weighted_layers(gm))
+        rounding = _Rounding({gm.get_submodule(name): b for name, b in (bits or {}).items()})
+        fits = self._fits(rounding.of_layer)
         if fits:
             calibrate_layers(
-                snn.graph,
+                gm,
                 self._open.replaced,
-                self._calibration_batches(snn.graph, images),
+                self._calibration_batches(gm, images),
                 options.time_steps,
                 fits,
                 device=snn.device,
-                unowned=None if bits is None else functools.partial(round_weights, bits=bits),
+                unowned=None if bits is None else rounding.of_module,
                 readout=snn.readout,
                 progress=self.progress,
             )
         if bits is not None:  # without calibration, or again to what they are
-            round_all(snn.graph, bits, self._open.x)
+            round_all(gm, bits, self._open.x)
 
-    def _fits(self) -> list[Callable[[Layer], None]]:
+    def _fits(self, rounding: Callable[[Layer], None] | None = None) -> list[Callable[[Layer], None]]:
         """What is fitted in each layer, in this order."""
         options = self.options
         fits = list(_CALIBRATIONS[options.calibration])
@@ -390,8 +413,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
         named = dict(FITS)
-        if options.weight_bits is not None and fits:
-            named["round"] = functools.partial(round_layer, bits=options.weight_bits)
+        if options.weight_bits is not None and rounding is not None and fits:
+            named["round"] = rounding
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "round")
         return [named[name] for name in fits]
 

@@ -13,7 +13,15 @@ from ..graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
 from ..graph.trace import call_sites, is_module
 from ..graph.units import Shapes, count_units, meets_channels, scale_inputs
 
-__all__ = ["by_count", "integer_weights", "round_all", "round_weights", "unit_met", "weight_scale"]
+__all__ = [
+    "by_count",
+    "integer_weights",
+    "round_all",
+    "round_weights",
+    "unit_met",
+    "weight_scale",
+    "weighted_layers",
+]
 
 
 def weight_scale(layer: Any, bits: int) -> Tensor:
@@ -130,12 +138,17 @@ def by_count(layer: Any, unit: Tensor | None) -> Any:
     return copied
 
 
-def round_all(gm: fx.GraphModule, bits: int, x: Any) -> None:
+def weighted_layers(gm: fx.GraphModule) -> list[str]:
+    """The names of the linear and convolutional layers that a graph calls, in order."""
+    return list(dict.fromkeys(str(n.target) for n in gm.graph.nodes if is_module(gm, n, WEIGHTED)))
+
+
+def round_all(gm: fx.GraphModule, bits: Mapping[str, int], x: Any) -> None:
     """Round the weights of all layers, those that several calls share without regard to their inputs.
 
     Args:
         gm: a converted graph; its layers are changed.
-        bits: b ≥ 2.
+        bits: b ≥ 2 of each of :func:`weighted_layers`.
         x: an example input.
     """
     shapes = {n: v.shape for n, v in record(gm, x).items() if isinstance(v, Tensor)}
@@ -146,7 +159,7 @@ def round_all(gm: fx.GraphModule, bits: int, x: Any) -> None:
         if is_module(gm, node, WEIGHTED) and node.target not in done:
             done.add(node.target)
             layer = gm.get_submodule(str(node.target))
-            round_weights(layer, bits, unit_met(gm, node, shapes, units))
+            round_weights(layer, bits[str(node.target)], unit_met(gm, node, shapes, units))
 
 
 def unit_met(

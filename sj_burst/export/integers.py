@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 
-from ..conversion.weights import integer_weights, round_all, unit_met
+from ..conversion.weights import integer_weights, round_all, unit_met, weighted_layers
 from ..functional import per_channel
 from ..graph.operators import AVERAGE_POOLS, SUMS, WEIGHTED
 from ..graph.repeat import RepeatOverTime
@@ -29,7 +29,7 @@ __all__ = ["to_integers"]
 _SAME = 0.02  # of a step: how far weights may be from the integers that they were rounded to
 
 
-def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
+def to_integers(snn: SpikingNetwork, bits: int | Mapping[str, int] | None = None) -> SpikingNetwork:
     r"""The same network in integers: neurons send int8 counts, which meet weights of int8.
 
     .. math::
@@ -49,8 +49,9 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
 
     Args:
         snn: a network converted with ``weight_bits``; stays as it is, but for its reset state.
-        bits: round the weights to so many bits now, and look at the accuracy; ``None``: they must be
-            integers already, as after a conversion with ``weight_bits``.
+        bits: round the weights to so many bits now, of all layers or by name as in ``Options``, and look
+            at the accuracy; ``None``: they must be integers already, as after a conversion with
+            ``weight_bits``.
 
     Returns:
         A network in eval mode that returns what ``snn`` returns. :func:`sj_burst.save` refuses it: save
@@ -73,8 +74,8 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
         torch.int8
     """
     check_converted(snn, "to_integers")
-    Options(weight_bits=bits)  # raises for what is no number of bits
-    wanted = snn.options.weight_bits if bits is None else bits
+    options = snn.options if bits is None else Options(weight_bits=bits)
+    wanted = options.weight_bits_of(weighted_layers(snn.graph))
     if wanted is None:
         raise ValueError(
             "weights are no integers; convert with weight_bits=8, or pass bits=8 to round now"
@@ -88,7 +89,7 @@ def to_integers(snn: SpikingNetwork, bits: int | None = None) -> SpikingNetwork:
     reset_net(snn)
     net = copy.deepcopy(snn).eval()
     if bits is not None:
-        round_all(net.graph, bits, net.example(2).value)
+        round_all(net.graph, wanted, net.example(2).value)
     _Rewriting(net, wanted).run()
     net.folded = True
     return net
@@ -126,7 +127,7 @@ class _Value:
 class _Rewriting:
     """Walks through a graph once, and puts integer modules in the places of others."""
 
-    def __init__(self, snn: SpikingNetwork, bits: int) -> None:
+    def __init__(self, snn: SpikingNetwork, bits: Mapping[str, int]) -> None:
         self.editor, self.bits = GraphEditor(snn), bits
         self.gm, self.shapes = self.editor.gm, self.editor.shapes
         self.device = device_of(snn)
@@ -145,10 +146,11 @@ class _Rewriting:
         for node in list(self.gm.graph.nodes):
             self._rewrite(node)
         if self.wrong:
+            bits = self.bits[self.wrong[0]] if len(set(self.bits.values())) == 1 else self.bits
             raise ValueError(
-                f"weights of {', '.join(self.wrong)} are no integers of {self.bits} bits (any more: "
-                "training moves thresholds, with which they were rounded); pass bits="
-                f"{self.bits} to round them now"
+                f"weights of {', '.join(self.wrong)} are no integers of {bits} bits (any more: "
+                f"training moves thresholds, with which they were rounded); pass bits={bits} "
+                "to round them now"
             )
         self.gm.graph.eliminate_dead_code()
         self.editor.finish()
@@ -212,7 +214,7 @@ class _Rewriting:
         layer, source = self.editor.module(node), node.all_input_nodes[0]
         alone = node not in self.shared
         unit = unit_met(self.gm, node, self.shapes, self._units()) if alone else None
-        q, scale, rest = integer_weights(layer, self.bits, unit)
+        q, scale, rest = integer_weights(layer, self.bits[str(node.target)], unit)
         signed = unit is not None and self.values[source].signed
         if rest > _SAME:
             self.wrong.append(str(node.target))

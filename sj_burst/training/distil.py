@@ -225,7 +225,7 @@ def distil(
     return adapted(student.finish(), loader, steps, time_dim)
 
 
-def _check_weight_lr(weight_lr: float, bits: int | None) -> None:
+def _check_weight_lr(weight_lr: float, bits: object) -> None:
     check_range(0, math.inf, weight_lr=weight_lr)
     if weight_lr and bits is not None:
         raise ValueError(

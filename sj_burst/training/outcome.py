@@ -6,7 +6,7 @@ from typing import Any
 from spikingjelly.activation_based.functional import reset_net
 
 from ..conversion.expected import expect_spikes
-from ..conversion.weights import round_all
+from ..conversion.weights import round_all, weighted_layers
 from ..network import SpikingNetwork
 from ..utils.loader import first_samples
 
@@ -47,8 +47,9 @@ def adapted(
     meet now, and spikes are expected that are sent now.
     """
     snn.options = snn.options.changed(time_steps=int(time_steps))
-    if snn.options.weight_bits is not None:
-        round_all(snn.graph, snn.options.weight_bits, snn.example().value)
+    bits = snn.options.weight_bits_of(weighted_layers(snn.graph))
+    if bits is not None:
+        round_all(snn.graph, bits, snn.example().value)
         reset_net(snn)
     if snn.options.expected_spikes != "none":
         expect_spikes(snn, loader, time_steps, time_dim=time_dim)

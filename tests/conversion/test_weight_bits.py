@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,62 @@ def test_all_weights_are_integers(convert, calibration, bits):
         levels = layer.weight / weight_scale(layer, bits)
         assert torch.allclose(levels, levels.round(), atol=1e-2)
         assert len(levels.round().unique()) <= 2**bits - 1
+
+
+@pytest.mark.parametrize("calibration", ["none", "light", "advanced"])
+def test_bits_by_layer(convert, calibration, tmp_path):
+    """The weights of each layer, as they meet counts, have the levels that its bits allow."""
+    net = resnet()
+    names = [name for name, module in net.named_modules() if isinstance(module, LAYERS)]
+    first, *_, last = names
+    given = {first: 8, last: 6, "*": 3}
+    snn = convert(net, [X], weight_bits=given, calibration=calibration)
+    plain = unit_thresholds(snn).graph
+    for name in names:
+        bits = given.get(name, 3)
+        layer = plain.get_submodule(name)
+        levels = layer.weight / weight_scale(layer, bits)
+        assert torch.allclose(levels, levels.round(), atol=1e-2)
+        assert levels.round().abs().max() == 2 ** (bits - 1) - 1
+        assert bits == 3 or len(levels.round().unique()) > 7
+    integers = to_integers(snn)
+    assert torch.allclose(integers.run(X, 4), snn.run(X, 4), atol=1e-4)
+    again = to_integers(convert(net, [X], calibration=calibration), bits=given)
+    assert integers.state_dict().keys() == again.state_dict().keys()
+    save(snn, tmp_path / "snn.pt")
+    loaded = load(tmp_path / "snn.pt", net)
+    assert loaded.options.weight_bits == given
+    assert torch.equal(loaded.run(X, 3), snn.run(X, 3))
+    tuned = distil(snn, net, [X], 4, epochs=1, weight_lr=0, progress=False)  # rounded anew
+    assert torch.allclose(to_integers(tuned).run(X, 4), tuned.run(X, 4), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({}, ValueError, "weight_bits is an empty mapping; give a number, or {'*': 8}"),
+        ({1: 8}, TypeError, "weight_bits maps names of layers to numbers, got 1 as a name"),
+        ({"*": 1}, ValueError, "weight_bits must be from 2 to 16, or None, got 1"),
+        ({"*": 8.0}, TypeError, "weight_bits must be an integer from 2 to 16, or None, got 8.0"),
+        ({"*": "8"}, TypeError, "got '8'"),
+    ],
+)
+def test_bits_by_layer_are_checked(given, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        Options(weight_bits=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"heed": 8, "*": 4}, "weight_bits: 'heed' matches none of the layers ["),
+        ({"0": 8}, "weight_bits: no pattern matches ['2']; add '*': 8 as the last one"),
+    ],
+)
+def test_bits_by_layer_name_layers(convert, given, words):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        convert(net, [torch.rand(8, 3)], weight_bits=given)
 
 
 @torch.no_grad()
