@@ -408,8 +408,8 @@ class BurstRecipe(ann2snn.FXConversionRecipe):
         """What is fitted in each layer, in this order."""
         options = self.options
         fits = list(_CALIBRATIONS[options.calibration])
-        if options.threshold == "rate_distortion" and "threshold" in fits:  # they were chosen
-            fits = fits[: fits.index("threshold")]
+        if options.threshold == "rate_distortion":  # they were chosen
+            fits = [fit for fit in fits if fit not in ("mean", "threshold")]
         if options.potential == "data":
             fits.insert(fits.index("weights") + 1 if "weights" in fits else 0, "potential")
         named = dict(FITS)

@@ -10,6 +10,7 @@ from spikingjelly.activation_based import ann2snn, functional
 from torch import nn
 
 from sj_burst import PRESETS, BurstRecipe, Options
+from sj_burst.conversion.fits import FITS
 from sj_burst.modules.encoding import CompensatedRateEncoder
 from sj_burst.modules.pooling import GatedPool, LIPool
 from sj_burst.modules.spike_calibration import SpikeCalibratedNode
@@ -406,3 +407,26 @@ def test_numbers_of_numpy_are_numbers(convert):
     ann, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(8, 3)
     snn = convert(ann, [x], time_steps=np.int64(4), max_spikes=np.int64(3))
     assert type(snn.options.time_steps) is type(snn.options.max_spikes) is int
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, ["weights", "mean", "threshold", "bias"]),
+        ({"calibration": "light"}, ["bias"]),
+        ({"calibration": "none"}, []),
+        ({"threshold": "rate_distortion", "energy_budget": 0.5}, ["weights", "bias"]),
+        ({"threshold": "rate_distortion", "energy_budget": 0.5, "calibration": "light"}, ["bias"]),
+        ({"potential": "data"}, ["weights", "potential", "mean", "threshold", "bias"]),
+        ({"potential": "data", "calibration": "none"}, ["potential"]),
+    ],
+)
+def test_what_is_fitted_in_a_layer(monkeypatch, convert, options, wanted):
+    """Thresholds that a budget has chosen stay, and the bias is corrected in all rounds in the end."""
+    fitted = []
+    for name in FITS:
+        monkeypatch.setitem(FITS, name, lambda layer, name=name: fitted.append((layer.name, name)))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    convert(net, [torch.rand(16, 3)], **options)
+    assert [name for layer, name in fitted if layer == "1"][-len(wanted) :] == wanted
+    assert len(fitted) % max(1, 2 * len(wanted)) == 0  # a budget calibrates several times
