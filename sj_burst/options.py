@@ -103,11 +103,11 @@ class Options:
                 raise TypeError(f"{name} must be an integer ≥ {least}, got {value!r}")
             check_count(least, **{name: value})
             object.__setattr__(self, name, int(value))
-        for name, check, example in (
-            ("max_spikes", check_max_spikes, "{'*': 1}"),
-            ("weight_bits", _check_weight_bits, "{'*': 8}"),
-        ):
-            object.__setattr__(self, name, _checked(name, getattr(self, name), check, example))
+        gammas = _checked("max_spikes", self.max_spikes, check_max_spikes, "{'*': 1}")
+        object.__setattr__(self, "max_spikes", gammas)
+        if self.weight_bits is not None:
+            bits = _checked("weight_bits", self.weight_bits, _checked_bits, "{'*': 8}")
+            object.__setattr__(self, "weight_bits", bits)
         rules = [*THRESHOLD_RULES, "rate_distortion"]
         if not isinstance(self.threshold, str) or (
             self.threshold not in rules and parse_percentile(self.threshold) is None
@@ -214,9 +214,7 @@ def _by_layer(option: str, value: Any, layers: list[str], rest: str) -> dict[str
     return {name: found[name] for name in layers}
 
 
-def _check_weight_bits(bits: Any) -> int | None:
-    if bits is None:
-        return None
+def _checked_bits(bits: Any) -> int:
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"weight_bits must be an integer from 2 to 16, or None, got {bits!r}")
     if not 2 <= bits <= 16:

@@ -69,15 +69,15 @@ def refit_threshold(layer: Layer) -> None:
         f^* = \arg\min_f \| \phi(f\theta, f v_0) - a \|^2
 
     The threshold rules assume a constant current of the ANN's distribution; this looks at the
-    current that the calibrated prefix really sends, on the first 64 images, or 16 where these show a
-    channel as much. Bounded activations keep their thresholds. Our own addition.
+    current that the calibrated prefix really sends, on the first 64 images; on fewer, but 16, if
+    these show a channel 16,384 values. Bounded activations keep their thresholds. Our own addition.
     """
     neuron = layer.neuron
     if neuron is None or layer.bounded:
         return
     threshold, v_init = neuron.threshold, neuron.v_init
     costs: Any = 0.0
-    places = layer.targets[0][0, 0].numel()
+    places = layer.targets[0].shape[2:].numel()
     images = min(_MOST, max(_LEAST, math.ceil(_VALUES / places)))
     for i in range(batches_with(images, map(len, layer.targets))):
         current = layer.evaluate()[i : i + 1]

@@ -76,16 +76,16 @@ class Layer:
         for phi, a in self.rates():
             error = a - phi
             total = total + channel_sum(error, dim)
-            values += a.numel() // a.shape[dim]
+            values += a.numel() // total.numel()
         return (total / values).to(error.dtype)
 
 
 def channel_sum(x: Tensor, dim: int = 1) -> Tensor:
-    """Sum over everything but the channels ``[C]``, in single precision or better.
+    """Sum over everything but the channels ``[C]``, in single precision or better; of ``[N]`` a scalar.
 
     At once: in channels-last memory a sum over the samples alone takes tens of times as long.
     """
-    others = [d for d in range(x.dim()) if d != dim % x.dim()]
+    others = [0, *(d for d in range(1, x.dim()) if d != dim % x.dim())]
     return x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32))
 
 

@@ -89,7 +89,7 @@ class ActivationStatistics:
 
     def _rows(self, z: Tensor) -> Tensor:
         """Values by channel ``[C, ...]``, or ``[1, ...]`` for the layer."""
-        return z.movedim(1, 0).flatten(1) if self.channel_wise else z.reshape(1, -1)
+        return z.movedim(1, 0).flatten(1) if self.channel_wise and z.dim() > 1 else z.reshape(1, -1)
 
     def _weight(self, z: Tensor) -> Tensor:
         """What a squared error of each current weighs in that of a leaky activation; zeros nothing."""

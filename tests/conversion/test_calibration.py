@@ -450,3 +450,26 @@ def test_the_bias_of_features_of_tokens_is_their_layers(convert):
             errors.append((torch.stack([rate(z) for _ in range(4)]).mean((0, 1, 2)) - wanted).norm())
             rate.reset()
     assert errors[1] < 0.5 * errors[0]
+
+
+class Mean(nn.Module):
+    """An activation of one number per sample, which gets its channel afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x).mean(1)).unsqueeze(1))
+
+
+@pytest.mark.parametrize("channel_wise", [True, False])
+@pytest.mark.parametrize("calibration", ["light", "advanced"])
+@torch.no_grad()
+def test_an_activation_of_one_number_per_sample(convert, calibration, channel_wise):
+    torch.manual_seed(0)
+    net, x = Mean(), torch.rand(32, 6)
+    net.a.bias += 1  # it is not silent
+    snn = convert(net, [x], calibration=calibration, channel_wise=channel_wise)
+    wanted = net(x)
+    assert (snn.answer(x, 64) - wanted).abs().max() < 0.05 * (wanted.max(0)[0] - wanted.min(0)[0]).max()

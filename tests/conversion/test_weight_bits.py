@@ -63,6 +63,11 @@ def test_bits_by_layer(convert, calibration, tmp_path):
         ({"*": 1}, ValueError, "weight_bits must be from 2 to 16, or None, got 1"),
         ({"*": 8.0}, TypeError, "weight_bits must be an integer from 2 to 16, or None, got 8.0"),
         ({"*": "8"}, TypeError, "got '8'"),
+        (
+            {"0": None, "*": 4},
+            TypeError,
+            "weight_bits must be an integer from 2 to 16, or None, got None",
+        ),
     ],
 )
 def test_bits_by_layer_are_checked(given, error, words):
