@@ -13,8 +13,9 @@ from ..graph.trace import is_module
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool, MaxOver
 from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean
-from ..utils.inputs import rows
+from ..utils.inputs import join, rows
 from ..utils.layout import move
+from ..utils.samples import join_samples, some_samples
 from ..utils.spill import Kept, Spill
 
 __all__ = ["Activations", "Batches", "Record", "recorded_nodes"]
@@ -48,38 +49,45 @@ class _Quantum(NamedTuple):
     dtype: torch.dtype
 
 
-class Record(Sequence[Any]):
-    """A value for each batch, kept until :meth:`free`; spikes as their counts."""
+class Record:
+    """Values by ranges of batches, kept until :meth:`free`; spikes as their counts.
 
-    def __init__(self, spill: Spill) -> None:
-        self._spill = spill
-        self._parts: list[tuple[Any, _Quantum | None, torch.dtype | None]] = []
+    Args:
+        spill: keeps them.
+        quantum: of spikes.
+    """
 
-    def append(self, value: Any, quantum: _Quantum | None = None) -> None:
-        """Add the value of the next batch."""
-        dtype = None
-        if quantum is not None:
-            dtype, size = value.dtype, per_channel(quantum.size, value.dim())
-            value = (value / size).round_().to(quantum.dtype)
-        self._parts.append((_keep(move(value, "cpu"), self._spill), quantum, dtype))
+    def __init__(self, spill: Spill, quantum: _Quantum | None = None) -> None:
+        self._spill, self._quantum = spill, quantum
+        self._dtype: torch.dtype | None = None
+        self._kept: dict[range, Any] = {}
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    def put(self, part: range, value: Any) -> None:
+        """Keep the value of some batches."""
+        if self._quantum is not None:
+            self._dtype, size = value.dtype, per_channel(self._quantum.size, value.dim())
+            value = (value / size).round_().to(self._quantum.dtype)
+        self._kept[part] = _keep(move(value, "cpu"), self._spill)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        kept, quantum, dtype = self._parts[index]
-        value = _get(kept)
-        if quantum is None:
-            return value
-        return value.to(dtype).mul_(per_channel(quantum.size, value.dim()).to(value.device))
+    def __contains__(self, part: object) -> bool:
+        return part in self._kept
+
+    def counts(self, part: range) -> Any:
+        """What is kept of some batches: spikes as their counts."""
+        return _get(self._kept[part])
+
+    def values(self, counts: Any) -> Any:
+        """What :meth:`counts` stand for."""
+        if self._quantum is None:
+            return counts
+        size = per_channel(self._quantum.size, counts.dim()).to(counts.device)
+        return counts.to(self._dtype).mul_(size)
 
     def free(self) -> None:
         """Let all values go."""
-        for kept, *_ in self._parts:
+        for kept in self._kept.values():
             _free(kept)
-        self._parts = []
+        self._kept = {}
 
 
 def _keep(value: Any, spill: Spill) -> Any:
@@ -113,6 +121,8 @@ class Activations:
         spill: keeps what is recorded.
         recorded: nodes whose values are recorded, with the number of batches that are; those of others
             are computed whenever they are read.
+        at_once: of how many batches the values of each node are computed at once, a power of two; more
+            than one only if what is recorded are tensors with a row a sample, or one a step and sample.
         stand_ins: called in place of modules of the graph, by name.
     """
 
@@ -124,18 +134,23 @@ class Activations:
         device: torch.device,
         spill: Spill,
         recorded: Mapping[fx.Node, int],
+        at_once: Mapping[fx.Node, int],
         stand_ins: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.gm, self.inputs, self.device, self.spill = gm, inputs, device, spill
-        self.folds = [TimeFold(time_steps, rows(x)) for x in inputs]
+        self.gm, self.device, self.spill, self.time_steps = gm, device, spill, time_steps
         self.stand_ins = stand_ins or {}
-        self._recorded = recorded
+        self._inputs, self._sizes = inputs, [rows(x) for x in inputs]
+        self._recorded, self._at_once = recorded, at_once
         self._records: dict[fx.Node, Record] = {}
         self._quanta: dict[fx.Node, _Quantum] = {}
 
-    def first(self, count: int, node: Any) -> Sequence[Any]:
-        """The values of a node for the first batches, on the CPU where recorded."""
-        return Batches(count, lambda i: self._read(node, i))
+    def parts(self, node: fx.Node, count: int) -> list[range]:
+        """The batches that a node is computed for at once, until they are so many."""
+        return self._parts(node, range(count))
+
+    def values(self, parts: Sequence[range], node: Any) -> Sequence[Any]:
+        """The values of a node for some batches, on the CPU where recorded."""
+        return Batches(len(parts), lambda i: self._read(node, parts[i]))
 
     def free(self, node: fx.Node) -> None:
         """Forget what a node returned."""
@@ -157,35 +172,56 @@ class Activations:
         quantum = self._quantum(node)
         if quantum is not None:
             self._quanta[node] = quantum
-        record = Record(self.spill)
-        self._records[node] = record
-        for i in range(self._recorded[node]):
-            record.append(self._compute(node, i), quantum)
+        record = self._records[node] = Record(self.spill, quantum)
+        for part in self.parts(node, self._recorded[node]):
+            record.put(part, self._compute(node, part))
 
-    def means(self, count: int, node: Any) -> tuple[Sequence[Tensor], Record]:
+    def means(self, parts: Sequence[range], node: Any) -> tuple[Sequence[Tensor], Record]:
         """Means over T ``[N, ...]`` of what a node returned, and what has to be freed after use."""
-        record, values = Record(self.spill), self.first(count, node)
-        for i, fold in enumerate(self.folds[:count]):
-            value = values[i]
+        record, values = Record(self.spill), self.values(parts, node)
+        for part, value in zip(parts, values, strict=True):
+            fold = self._fold(part)
             if len(value) == fold.batch:  # constant, and its own mean
                 return values, record
-            record.append(time_mean(value, fold))
-        return record, record
+            record.put(part, time_mean(value, fold))
+        return Batches(len(parts), lambda i: record.counts(parts[i])), record
 
-    def _read(self, node: fx.Node, batch: int) -> Any:
-        record = self._records.get(node, ())
-        return record[batch] if batch < len(record) else self._compute(node, batch)
+    def _parts(self, node: fx.Node, batches: range) -> list[range]:
+        """The parts of a node's record that hold some batches."""
+        size, count = self._at_once[node], len(self._sizes)
+        first = batches.start - batches.start % size
+        return [range(i, min(i + size, count)) for i in range(first, batches.stop, size)]
 
-    def _compute(self, node: fx.Node, batch: int) -> Any:
+    def _fold(self, part: range) -> TimeFold:
+        return TimeFold(self.time_steps, self._samples(part))
+
+    def _samples(self, part: range) -> int:
+        return sum(self._sizes[part.start : part.stop])
+
+    def _read(self, node: fx.Node, part: range) -> Any:
+        record, own = self._records.get(node), self._parts(node, part)
+        if record is None or not all(p in record for p in own):
+            return self._compute(node, part)
+        if own == [part]:
+            return record.values(record.counts(part))
+        # Smaller parts, or one that is larger.
+        held = join_samples([record.counts(p) for p in own], [self._samples(p) for p in own])
+        before = self._samples(range(own[0].start, part.start))
+        wanted = range(before, before + self._samples(part))
+        samples = sum(self._samples(p) for p in own)
+        return record.values(held if len(wanted) == samples else some_samples(held, samples, wanted))
+
+    def _compute(self, node: fx.Node, part: range) -> Any:
         def value_of(n: fx.Node) -> Any:
-            return move(self._read(n, batch), self.device)
+            return move(self._read(n, part), self.device)
 
         module = self.module(node)
         if isinstance(module, TemporalModule):
-            return run_temporal(module, value_of(node.args[0]), self.folds[batch])  # type: ignore[arg-type]
+            return run_temporal(module, value_of(node.args[0]), self._fold(part))  # type: ignore[arg-type]
         if module is not None and node.target in self.stand_ins:
             return module(value_of(node.args[0]))  # type: ignore[arg-type]
-        return evaluate_node(self.gm, node, value_of, self.inputs[batch])
+        inputs = self._inputs[part.start : part.stop] if node.op == "placeholder" else [None]
+        return evaluate_node(self.gm, node, value_of, inputs[0] if len(inputs) == 1 else join(inputs))
 
     def _quantum(self, node: fx.Node) -> _Quantum | None:
         """θ of a neuron that sends multiples of it, and of the max-pooling that passes them on."""

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ..graph.evaluate import record
+from ..graph.evaluate import depends_on_input, record
 from ..graph.operators import WEIGHTED
 from ..graph.readout import clipped_outputs
 from ..graph.trace import is_module
@@ -31,6 +31,8 @@ from .weights import unit_met
 __all__ = ["calibrate_layers"]
 
 _IMAGES, _SHARE, _PLACES = 64, 1 / 4, 2**16  # least images, share of them, places of a channel in a fit
+_EXAMPLE = 2  # samples that tell the shapes
+_TOGETHER = 32  # samples of several batches, at most, if these are smaller
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -74,7 +76,7 @@ def calibrate_layers(
     # What else is temporal, an encoder say, passes the ANN's values on.
     temporal = [name for name, module in gm.named_modules() if isinstance(module, TemporalModule)]
     stand_ins = dict.fromkeys(temporal, nn.Identity()) | dict(ann_modules)
-    values = record(gm, map_tensors(lambda t: t[:2].to(device), join([inputs[0]] * 2)))
+    values = record(gm, map_tensors(lambda t: t[:_EXAMPLE].to(device), join([inputs[0]] * _EXAMPLE)))
     reset_net(gm)
     sources, costs = current_sources(gm, values), _costs(gm, values)
     shapes = {n: v.shape for n, v in values.items() if isinstance(v, Tensor)}
@@ -86,6 +88,7 @@ def calibrate_layers(
     stand_ins |= {str(name): copy.deepcopy(gm.get_submodule(str(name))) for name in left}
     enough = {node: _enough(gm, node, source, shapes, inputs) for node, source in sources.items()}
     plan = _plan(gm, sources, enough, len(inputs))
+    at_once = _at_once(gm, plan.recorded, shapes, rows(inputs[0]))
     bar = tqdm(
         total=sum(costs.values()),
         desc="calibrate layers",
@@ -94,8 +97,8 @@ def calibrate_layers(
         leave=False,
     )
     with Spill(memory_budget()) as spill, bar:
-        ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, stand_ins)
-        snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded)
+        ann = Activations(gm, inputs, time_steps, device, spill, plan.recorded, at_once, stand_ins)
+        snn = Activations(gm, inputs, time_steps, device, spill, plan.recorded, at_once)
         for node in costs:
             ann.evaluate(node)
             if unowned is not None and node.target in left:
@@ -158,6 +161,30 @@ def _costs(gm: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, i
     return {node: cost for node, cost in costs.items() if node.op != "output"}
 
 
+def _at_once(
+    gm: fx.GraphModule, recorded: Container[fx.Node], shapes: Shapes, images: int
+) -> dict[fx.Node, int]:
+    """Batches of each node that together are no larger than one of the largest layer, a power of two.
+
+    Args:
+        gm: the converted graph.
+        recorded: nodes whose values will be read in parts.
+        shapes: for an example of two samples.
+        images: of a batch.
+    """
+    whole = [node for node in gm.graph.nodes if node in recorded]
+    depending = depends_on_input(gm)
+    if not all(node in depending and node in shapes and shapes[node][0] == _EXAMPLE for node in whole):
+        return dict.fromkeys(gm.graph.nodes, 1)  # not one row a sample
+    sizes = {node: shapes[node].numel() if node in shapes else 1 for node in gm.graph.nodes}
+    most = max(sizes.values())
+    sizes = {node: max(sizes[n] for n in (node, *node.all_input_nodes)) for node in sizes}
+    return {
+        node: 2 ** int(math.log2(max(1, min(most // size, _TOGETHER // images))))
+        for node, size in sizes.items()
+    }
+
+
 def _enough(gm: fx.GraphModule, node: fx.Node, source: Source, shapes: Shapes, inputs: list[Any]) -> int:
     """Batches that tell a layer what it has to know: an image shows a convolution many places."""
     tokens = source.affine is not None and is_module(gm, source.affine, nn.Linear)
@@ -184,27 +211,28 @@ def _fit(
     unit: Tensor | None = None
     inputs: Sequence[Tensor] = []
     wanted: Sequence[Tensor] = []
-    residuals: Sequence[Tensor] = [torch.zeros(())] * count
+    parts = snn.parts(node, count)
+    residuals: Sequence[Tensor] = [torch.zeros(())] * len(parts)
     if affine is not None:
-        inputs, record = snn.means(count, affine.args[0])
-        wanted = ann.first(count, current)
+        inputs, record = snn.means(parts, affine.args[0])
+        wanted = ann.values(parts, current)
         kept.append(record)
         unit = unit_met(snn.gm, affine, shapes, count_units(snn.gm, shapes))
     if source.residual is not None:
-        residuals, record = snn.means(count, source.residual)
+        residuals, record = snn.means(parts, source.residual)
         whole = wanted
-        wanted = Batches(count, lambda i: whole[i] - residuals[i])
+        wanted = Batches(len(parts), lambda i: whole[i] - residuals[i])
         kept.append(record)
     layer = Layer(
         name=str(node.target),
         neuron=neuron,
         affine=None if affine is None else snn.module(affine),
-        evaluate=_current(current, source.refitted(node), snn, count),
+        evaluate=_current(current, source.refitted(node), snn, parts),
         inputs=inputs,
         wanted=wanted,
         residuals=residuals,
-        targets=ann.first(count, node),
-        time_steps=snn.folds[0].steps,
+        targets=ann.values(parts, node),
+        time_steps=snn.time_steps,
         device=snn.device,
         bounded=isinstance(ann.module(node), nn.Hardtanh | BoundedActivation),
         clipped=clipped and neuron is None,
@@ -218,7 +246,7 @@ def _fit(
 
 
 def _current(
-    node: fx.Node, refitted: list[fx.Node], snn: Activations, count: int
+    node: fx.Node, refitted: list[fx.Node], snn: Activations, parts: list[range]
 ) -> Callable[[], Sequence[Tensor]]:
     """Returns the values of ``node``, evaluated (again) if the affine module before it has changed."""
     affine = snn.module(refitted[0]) if refitted else nn.Identity()
@@ -231,6 +259,6 @@ def _current(
             if refitted:
                 snn.evaluate(node)
             evaluated = parameters
-        return snn.first(count, node)
+        return snn.values(parts, node)
 
     return evaluate

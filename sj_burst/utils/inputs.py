@@ -1,6 +1,5 @@
 """What a batch shows to a network: one tensor or several, held or one frame a step."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,9 +64,12 @@ def batches_with(images: int, sizes: Iterable[int]) -> int:
         >>> batches_with(5, [4, 4, 4]), batches_with(50, [4, 4, 4])
         (2, 3)
     """
-    sizes = list(sizes)
-    held = itertools.accumulate(sizes)
-    return next((i for i, samples in enumerate(held, 1) if samples >= images), len(sizes))
+    batches = held = 0
+    for size in sizes:
+        batches, held = batches + 1, held + size
+        if held >= images:
+            break
+    return batches
 
 
 def rows(value: Any) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["channels_last", "move"]
+__all__ = ["channels_last", "is_dense", "move"]
 
 
 def channels_last(value: Any) -> Any:
@@ -27,3 +27,15 @@ def move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, dict):
         return {key: move(v, device) for key, v in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether each place in memory from the first to the last holds one element.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> is_dense(x.mT), is_dense(x[:, :2]), is_dense(x[:1].expand(2, 3))
+        (True, False, False)
+    """
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], -tensor.shape[d]))
+    return tensor.permute(order).is_contiguous()

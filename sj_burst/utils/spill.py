@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import is_dense
+
 __all__ = ["Kept", "Spill", "free_memory", "free_room", "memory_budget"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -136,7 +138,7 @@ class Spill:
         Raises:
             OSError: if there is no room on the disk either.
         """
-        tensor = tensor.detach() if _is_dense(tensor) else tensor.detach().contiguous()
+        tensor = tensor.detach() if is_dense(tensor) else tensor.detach().contiguous()
         size = tensor.numel() * tensor.element_size()
         if self.in_memory + size <= self.budget:
             self.in_memory += size
@@ -249,12 +251,6 @@ class _OnDisk(Kept):
     def free(self) -> None:
         self._spill.on_disk -= self._size
         self._spill._release(self._file)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether each place in memory from the first to the last holds one element."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], -tensor.shape[d]))
-    return tensor.permute(order).is_contiguous()
 
 
 def _bytes(tensor: Tensor) -> Tensor:
