@@ -12,7 +12,7 @@ from ..graph.repeat import RepeatOverTime
 from ..graph.trace import is_module
 from ..modules.neuron import BurstIFNode
 from ..modules.pooling import MAX_POOLS, GatedPool, LIPool, MaxOver
-from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean
+from ..modules.temporal import TemporalModule, TimeFold, run_temporal, time_mean, time_sum
 from ..utils.inputs import join, rows
 from ..utils.layout import move
 from ..utils.samples import join_samples, some_samples
@@ -178,13 +178,24 @@ class Activations:
 
     def means(self, parts: Sequence[range], node: Any) -> tuple[Sequence[Tensor], Record]:
         """Means over T ``[N, ...]`` of what a node returned, and what has to be freed after use."""
-        record, values = Record(self.spill), self.values(parts, node)
-        for part, value in zip(parts, values, strict=True):
-            fold = self._fold(part)
-            if len(value) == fold.batch:  # constant, and its own mean
-                return values, record
-            record.put(part, time_mean(value, fold))
+        record = Record(self.spill)
+        for part in parts:
+            mean = self._mean(node, part)
+            if mean is None:  # constant, and its own mean
+                return self.values(parts, node), record
+            record.put(part, mean)
         return Batches(len(parts), lambda i: record.counts(parts[i])), record
+
+    def _mean(self, node: fx.Node, part: range) -> Tensor | None:
+        """Mean over T, or ``None`` of a constant; spikes are added up before they are weighted."""
+        record, fold = self._held(node, part), self._fold(part)
+        if record is None:
+            value = self._compute(node, part)
+            return None if len(value) == fold.batch else time_mean(value, fold)
+        counts = self._counts(record, node, part)
+        if len(counts) == fold.batch:
+            return None
+        return record.values(time_sum(counts, fold)).div_(fold.steps)
 
     def _parts(self, node: fx.Node, batches: range) -> list[range]:
         """The parts of a node's record that hold some batches."""
@@ -199,17 +210,28 @@ class Activations:
         return sum(self._sizes[part.start : part.stop])
 
     def _read(self, node: fx.Node, part: range) -> Any:
-        record, own = self._records.get(node), self._parts(node, part)
-        if record is None or not all(p in record for p in own):
+        record = self._held(node, part)
+        if record is None:
             return self._compute(node, part)
+        return record.values(self._counts(record, node, part))
+
+    def _held(self, node: fx.Node, part: range) -> Record | None:
+        """The record of a node, if it has all of some batches."""
+        record = self._records.get(node)
+        return (
+            record if record is not None and all(p in record for p in self._parts(node, part)) else None
+        )
+
+    def _counts(self, record: Record, node: fx.Node, part: range) -> Any:
+        """What is recorded of some batches, in smaller parts or in one that is larger."""
+        own = self._parts(node, part)
         if own == [part]:
-            return record.values(record.counts(part))
-        # Smaller parts, or one that is larger.
+            return record.counts(part)
         held = join_samples([record.counts(p) for p in own], [self._samples(p) for p in own])
         before = self._samples(range(own[0].start, part.start))
         wanted = range(before, before + self._samples(part))
         samples = sum(self._samples(p) for p in own)
-        return record.values(held if len(wanted) == samples else some_samples(held, samples, wanted))
+        return held if len(wanted) == samples else some_samples(held, samples, wanted)
 
     def _compute(self, node: fx.Node, part: range) -> Any:
         def value_of(n: fx.Node) -> Any:

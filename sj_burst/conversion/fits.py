@@ -16,32 +16,35 @@ from .ridge import refit_weights
 __all__ = ["FITS"]
 
 
-def correct_bias(layer: Layer, rounds: int = 3) -> None:
+def correct_bias(layer: Layer, rounds: int = 3, on_all: bool = True) -> None:
     r"""Light calibration: remove the mean error of every channel.
 
     .. math::
         b_c \leftarrow b_c + \mathbb{E}[a]_c - \mathbb{E}[\phi]_c
 
-    repeated, because a neuron answers a change of its bias only in part. The bias is carried by the
-    neuron's ``shift``, a constant current, which exists for residual sums and shared layers too; the
-    last affine module takes it itself, and so does one that maps the features of tokens. (Where a ReLU
-    of the read-out follows, φ and a are its values.)
+    repeated, because a neuron answers a change of its bias only in part: on the first images, as
+    :func:`refit_threshold` looks at them, and the last time on all, unless told otherwise. The bias
+    is carried by the neuron's ``shift``, a constant current, which exists for residual sums and
+    shared layers too; the last affine module takes it itself, and so does one that maps the features
+    of tokens. (Where a ReLU of the read-out follows, φ and a are its values.)
 
     Source: Li et al., "A free lunch from ANN: towards efficient, accurate spiking neural networks
     calibration", ICML 2021.
     """
     linear = isinstance(layer.affine, nn.Linear)
     tokens = linear and layer.targets[0].dim() > 2  # [N, L, C]
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
+        images = math.inf if on_all and left == 0 else _telling(layer)
         if layer.neuron is not None and not tokens:
-            shift, correction = layer.neuron.shift, layer.mean_error()
+            shift, correction = layer.neuron.shift, layer.mean_error(images=images)
             if shift is not None and shift.dim() != 1:
                 shift = shift.expand_as(correction)
             layer.neuron.shift = correction if shift is None else shift + correction
         elif layer.affine is not None:
-            add_bias(layer.affine, layer.mean_error(-1 if linear else 1))
-            if layer.neuron is None and not layer.clipped:
-                return  # affine: one round is exact
+            if layer.neuron is None and not layer.clipped:  # affine: one round is exact
+                add_bias(layer.affine, layer.mean_error(-1 if linear else 1))
+                return
+            add_bias(layer.affine, layer.mean_error(-1 if linear else 1, images))
 
 
 def correct_potential(layer: Layer, rounds: int = 3) -> None:
@@ -77,9 +80,7 @@ def refit_threshold(layer: Layer) -> None:
         return
     threshold, v_init = neuron.threshold, neuron.v_init
     costs: Any = 0.0
-    places = layer.targets[0].shape[2:].numel()
-    images = min(_MOST, max(_LEAST, math.ceil(_VALUES / places)))
-    for i in range(batches_with(images, map(len, layer.targets))):
+    for i in range(batches_with(_telling(layer), map(len, layer.targets))):
         current = layer.evaluate()[i : i + 1]
         batch = replace(layer, evaluate=partial(list, current), targets=[layer.targets[i]])
         found = []
@@ -93,13 +94,18 @@ def refit_threshold(layer: Layer) -> None:
     neuron.threshold, neuron.v_init = best * threshold, best * v_init
 
 
+def _telling(layer: Layer) -> int:
+    """How many images tell what a neuron sends, of each channel."""
+    return min(_MOST, max(_LEAST, math.ceil(_VALUES / layer.targets[0].shape[2:].numel())))
+
+
 _FACTORS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)  # of the threshold, that are tried
-_LEAST, _MOST, _VALUES = 16, 64, 2**14  # images, and values of a channel, that tell which is best
+_LEAST, _MOST, _VALUES = 16, 64, 2**14  # images, and values of a channel
 
 
 FITS: dict[str, Callable[[Layer], None]] = {
     "weights": refit_weights,
-    "mean": partial(correct_bias, rounds=1),
+    "mean": partial(correct_bias, rounds=1, on_all=False),
     "threshold": refit_threshold,
     "potential": correct_potential,
     "bias": correct_bias,

@@ -1,5 +1,6 @@
 """What a fit sees of one layer."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,18 +66,22 @@ class Layer:
             a = a.to(self.device)
             yield (rate.relu(), a.relu()) if self.clipped else (rate, a)
 
-    def mean_error(self, dim: int = 1) -> Tensor:
+    def mean_error(self, dim: int = 1, images: float = math.inf) -> Tensor:
         """Mean of target minus rate, of each channel.
 
         Args:
             dim: that of the channels.
+            images: how many are enough, of the first.
         """
         total: Any = 0.0
-        values = 0
+        values = seen = 0
         for phi, a in self.rates():
             error = a - phi
             total = total + channel_sum(error, dim)
             values += a.numel() // total.numel()
+            seen += len(a)
+            if seen >= images:
+                break
         return (total / values).to(error.dtype)
 
 

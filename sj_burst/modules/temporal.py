@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
@@ -138,10 +139,9 @@ def run_temporal(module: TemporalModule, x: Tensor, fold: TimeFold) -> Tensor:
 
 
 def time_sum(x: Tensor, fold: TimeFold) -> Tensor:
-    """Sum over the steps of a folded batch, or of rows that stand for every step.
+    """Sum over the steps of a folded batch, or of rows that stand for every step; of integers in int32.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> time_sum(x, TimeFold(steps=2, batch=1)), time_sum(x, TimeFold(steps=3, batch=2))
         (tensor([[3.]]), tensor([[3.], [6.]]))
@@ -149,7 +149,7 @@ def time_sum(x: Tensor, fold: TimeFold) -> Tensor:
     first, *others = x.split(fold.batch)
     if not others:
         return x * fold.steps
-    total = first.clone()
+    total = first.clone() if x.is_floating_point() else first.to(torch.int32)
     for step in others:  # several times faster than a sum over the leading dimension
         total += step
     return total

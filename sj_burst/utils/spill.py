@@ -22,8 +22,9 @@ _MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 _UNKNOWN = 4 * 2**30  # where the system does not tell
-# What waits lies in large blocks of its own: among short-lived tensors it would leave holes in the heap.
-_BLOCK = 2**26
+# What waits has memory of its own: among short-lived tensors it would leave holes in the heap. It is used
+# again: new memory the system gives page by page, which is slow.
+_ARENA = 2**30
 _ALIGNED = 64
 _FILE = 2**29  # bytes after which the next file begins: one gives its room back when all of it is freed
 
@@ -122,7 +123,7 @@ class Spill:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.in_memory = self.on_disk = 0
-        self._block = torch.empty(0, dtype=torch.uint8)  # what is free of the newest one
+        self._arenas: list[_Arena] = []
         self._files: list[_File] = []  # that are in use
 
     def __enter__(self) -> "Spill":
@@ -140,23 +141,28 @@ class Spill:
         """
         tensor = tensor.detach() if is_dense(tensor) else tensor.detach().contiguous()
         size = tensor.numel() * tensor.element_size()
-        if self.in_memory + size <= self.budget:
+        place = self._place(size)
+        if place is not None:
             self.in_memory += size
-            return _InMemory(self, size, self._copied(tensor))
+            return _InMemory(self, size, tensor, *place)
         with _told(size):
             kept = _OnDisk(self, size, tensor, self._file())
         self.on_disk += size
         return kept
 
-    def _copied(self, tensor: Tensor) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
-        if size > len(self._block):
-            self._block = torch.empty(max(size, _BLOCK), dtype=torch.uint8)
-        start = self._block.storage_offset() // tensor.element_size()
-        copy = self._block[:size].view(tensor.dtype)
-        copy = copy.as_strided(tensor.shape, tensor.stride(), start)
-        self._block = self._block[-(-size // _ALIGNED) * _ALIGNED :]
-        return copy.copy_(tensor)
+    def _place(self, size: int) -> "tuple[_Arena, int] | None":
+        """Room in memory, if there is enough in one piece."""
+        if self.in_memory + size > self.budget:
+            return None
+        for arena in self._arenas:
+            start = arena.take(size)
+            if start is not None:
+                return arena, start
+        left = self.budget - sum(len(arena.memory) for arena in self._arenas)
+        if size > left:
+            return None
+        self._arenas.append(_Arena(min(left, max(size, _ARENA))))
+        return self._place(size)
 
     def _file(self) -> "_File":
         """The newest file, while it is not full."""
@@ -170,6 +176,37 @@ class Spill:
         if file.tensors == 0:
             file.stream.close()
             self._files.remove(file)
+
+
+class _Arena:
+    """Memory of which pieces are taken and given back."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8)
+        self._free = [(0, size)]  # from where to where
+
+    def take(self, size: int) -> int | None:
+        """Where the first piece of that size begins; ``None`` if there is none."""
+        for i, (start, stop) in enumerate(self._free):
+            if size <= stop - start:
+                self._free[i] = min(start + _aligned(size), stop), stop
+                return start
+        return None
+
+    def give(self, start: int, size: int) -> None:
+        """A piece that was taken is free again, together with what is free on either side."""
+        free = sorted([*self._free, (start, min(start + _aligned(size), len(self.memory)))])
+        self._free = free[:1]
+        for begin, end in free[1:]:
+            first, last = self._free[-1]
+            if begin == last:
+                self._free[-1] = first, end
+            else:
+                self._free.append((begin, end))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 class _File:
@@ -201,7 +238,7 @@ class Kept:
         self._spill, self._size = spill, size
 
     def get(self) -> Tensor:
-        """The tensor; not to be written to."""
+        """The tensor; not to be written to, nor used once it was let go."""
         raise NotImplementedError
 
     def free(self) -> None:
@@ -210,9 +247,14 @@ class Kept:
 
 
 class _InMemory(Kept):
-    def __init__(self, spill: Spill, size: int, tensor: Tensor) -> None:
+    def __init__(self, spill: Spill, size: int, tensor: Tensor, arena: _Arena, start: int) -> None:
         super().__init__(spill, size)
-        self._tensor: Tensor | None = tensor
+        piece = arena.memory[start : start + size].view(tensor.dtype)
+        first = start // tensor.element_size()
+        self._tensor: Tensor | None = piece.as_strided(tensor.shape, tensor.stride(), first).copy_(
+            tensor
+        )
+        self._arena, self._start = arena, start
 
     def get(self) -> Tensor:
         assert self._tensor is not None, "it was let go"
@@ -221,6 +263,7 @@ class _InMemory(Kept):
     def free(self) -> None:
         self._tensor = None
         self._spill.in_memory -= self._size
+        self._arena.give(self._start, self._size)
 
 
 class _OnDisk(Kept):

@@ -218,6 +218,47 @@ def test_a_layer_is_fitted_on_as_many_images_as_it_needs(
         assert torch.equal(found[1][name], value) == same, name
 
 
+class Pyramid(nn.Module):
+    """Maps of three sizes, read again where they are larger or smaller; 5 images, one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.up, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        a = torch.relu(self.stem(x))
+        b = torch.relu(self.deep(a))
+        c = torch.relu(self.up(self.pool(b)))
+        c = torch.nn.functional.interpolate(c, scale_factor=4)
+        d = torch.relu(self.out(a + c))
+        return self.head(self.pool(d).mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [Pyramid, lambda: Residual(lambda net, h: net.b(h) + h), resnet, vgg])
+def test_small_maps_are_taken_several_batches_at_once(monkeypatch, convert, net):
+    """Which changes nothing but the order of sums."""
+    torch.manual_seed(0)
+    net, states, sizes = net().eval(), [], []
+    images = torch.randn(5, 2 if hasattr(net, "0") else 3, 8, 8)
+
+    class Watched(sweep_module.Activations):
+        def _compute(self, node, part):
+            sizes.append(len(part))
+            return super()._compute(node, part)
+
+    monkeypatch.setattr(sweep_module, "Activations", Watched)
+    monkeypatch.setattr(recipe, "_LARGEST_BATCH", 1)
+    for together in (1, 4):
+        sizes.clear()
+        monkeypatch.setattr(sweep_module, "_TOGETHER", together)
+        states.append(convert(copy.deepcopy(net), [images], **STEPS).state_dict())
+        assert max(sizes) == together
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-4)
+
+
 def test_values_are_freed_after_their_last_use():
     """However deep the network is, as many activations are alive at one time."""
     most = {}

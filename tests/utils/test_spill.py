@@ -77,7 +77,6 @@ def test_accounts(files):
 
 def test_files_give_their_room_back_one_by_one(files, monkeypatch):
     monkeypatch.setattr(spill, "_FILE", 100)
-    monkeypatch.setattr(spill, "_BLOCK", 100)
     with Spill(0) as kept:
         handles = [kept.keep(torch.full((15,), float(i))) for i in range(5)]
         for i in (0, 1):
@@ -85,6 +84,28 @@ def test_files_give_their_room_back_one_by_one(files, monkeypatch):
         assert [file.closed for file in files] == [True, False, False]
         assert [handles[i].get()[0].item() for i in (2, 3, 4)] == [2, 3, 4]
     assert all(file.closed for file in files)
+
+
+def test_memory_is_used_again(monkeypatch):
+    """At no time is there more of it than the budget, nor do two tensors lie in one place."""
+    monkeypatch.setattr(spill, "_ARENA", 1000)
+    numbers = torch.Generator().manual_seed(0)
+    with Spill(4000) as kept:
+        held, places = [], set()
+        for i in range(500):
+            size = int(torch.randint(0, 120, (), generator=numbers))
+            held.append((kept.keep(torch.full((size,), float(i))), torch.full((size,), float(i))))
+            assert kept.in_memory <= sum(len(arena.memory) for arena in kept._arenas) <= 4000
+            if len(held) > 12:
+                held.pop(int(torch.randint(0, 12, (), generator=numbers)))[0].free()
+            assert all(torch.equal(handle.get(), tensor) for handle, tensor in held)
+            places |= {id(arena) for arena in kept._arenas}
+        assert len(places) == 4
+        assert kept.on_disk < 2000
+        for handle, _ in held:
+            handle.free()
+        assert (kept.in_memory, kept.on_disk) == (0, 0)
+        assert [arena._free for arena in kept._arenas] == [[(0, 1000)]] * 4  # in one piece again
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
