@@ -14,7 +14,7 @@ from .layer import Layer, add_bias, channel_sum
 __all__ = ["has_patches", "input_gram", "refit_weights"]
 
 
-def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> None:
+def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 3) -> None:
     r"""Advanced calibration: refit the affine map before the neuron by ridge regression.
 
     .. math::
@@ -23,14 +23,14 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
 
     with the mean spike input ȳ of the calibrated prefix, the ANN's activation a, the mean s̄ of a
     residual branch, and λ = ``ridge`` · mean of the diagonal of Σ ȳȳᵀ. The first iteration fits the
-    ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero
-    (each such step cannot raise the loss); where a leaky activation follows, the first is all. A last
-    layer that a ReLU of the read-out clips is fitted likewise, with a λ of 10/3 that size: few images
-    activate each of its outputs. The published method runs Adam on the activation; this closed form is
-    our own variant. Other layers (transposed, three-dimensional, ``padding_mode`` other than zeros,
-    ``padding="same"`` of an even kernel, more than 8192 inputs per output) keep their weights, and so do
-    layers before a neuron whose current is right already: to 30 dB, a squared error of a thousandth of
-    its variance.
+    ANN's pre-activation; the following ones ask of inactive neurons only that they stay below zero, and
+    go 1.8 times as far as least squares would (up to twice, no such step can raise the loss); where a
+    leaky activation follows, the first is all. A last layer that a ReLU of the read-out clips is fitted
+    likewise, with a λ of 10/3 that size: few images activate each of its outputs. The published method
+    runs Adam on the activation; this closed form is our own variant. Other layers (transposed,
+    three-dimensional, ``padding_mode`` other than zeros, ``padding="same"`` of an even kernel, more than
+    8192 inputs per output) keep their weights, and so do layers before a neuron whose current is right
+    already: to 30 dB, a squared error of a thousandth of its variance.
 
     Source: after Li et al., ICML 2021, and "Parameter calibration", IJCV 2024.
     """
@@ -53,7 +53,7 @@ def refit_weights(layer: Layer, ridge: float = 0.15, iterations: int = 4) -> Non
         # The penalty pulls to the original weights, not to those of the last iteration.
         weight = _grouped(module.weight, groups).double()
         moment[:, :, :-1] -= penalty[:, None, :-1] * (weight - original)
-        update = torch.cholesky_solve(moment.mT, factor)
+        update = torch.cholesky_solve(moment.mT, factor) * (_RELAXED if iteration > 0 else 1)
         if not update.isfinite().all():  # infinite activations
             return
         new = weight + update[:, :-1].mT
@@ -169,6 +169,7 @@ def _weight_gradient(module: Any, x: Tensor, rows: Tensor) -> Tensor:
         return gradient(x, module.weight.shape, rows, *options)
 
 
+_RELAXED = 1.8  # times a step
 _CLIPPED_RIDGE = 10 / 3  # times λ
 _RIGHT = 1e-3  # of the variance
 _IMAGES = 64  # that tell whether a layer is

@@ -22,8 +22,8 @@ _MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 _UNKNOWN = 4 * 2**30  # where the system does not tell
-# What waits has memory of its own: among short-lived tensors it would leave holes in the heap. It is used
-# again: new memory the system gives page by page, which is slow.
+# What waits has memory of its own: among short-lived tensors it would leave holes in the heap. It is
+# used again: new memory the system gives page by page, which is slow.
 _ARENA = 2**30
 _ALIGNED = 64
 _FILE = 2**29  # bytes after which the next file begins: one gives its room back when all of it is freed

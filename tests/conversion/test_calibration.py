@@ -144,8 +144,8 @@ def sweep(ann, images, fits, hook):
     [
         ([], 0, 1, 0),
         (["bias"], 3, 2, 0),  # three rounds; the head changes after it was evaluated
-        (["weights"], 0, 1, 4),
-        (["weights", "bias"], 3, 2, 4),
+        (["weights"], 0, 1, 3),
+        (["weights", "bias"], 3, 2, 3),
     ],
 )
 def test_each_node_is_evaluated_once_for_each_network(monkeypatch, fits, looks, head, iterations):

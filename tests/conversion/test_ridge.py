@@ -93,7 +93,10 @@ def rows_of(module, inputs, wanted, residuals, channel):
 
 
 def fitted_slowly(x, z, s, old, bias, iterations, one_sided=True):
-    """Weights and bias of one output after each iteration, by least squares on stacked rows."""
+    """Weights and bias of one output after each iteration, by least squares on stacked rows.
+
+    All iterations but the first go 1.8 times as far.
+    """
     penalty = RIDGE * sum(sum(column**2) for column in x.T) / x.shape[1]
     active = z + s > 0
     stacked = np.block(
@@ -108,7 +111,9 @@ def fitted_slowly(x, z, s, old, bias, iterations, one_sided=True):
                 # Inactive: to zero if it is above, and content if it is below.
                 target[i] = z[i] if active[i] else out - max(out + s[i], 0.0)
         answer = np.linalg.lstsq(stacked, np.concatenate([target, np.sqrt(penalty) * old]), rcond=None)
-        weight, bias = answer[0][:-1], answer[0][-1]
+        far = 1.8 if iteration else 1.0
+        weight = weight + far * (answer[0][:-1] - weight)
+        bias = bias + far * (answer[0][-1] - bias)
         found.append((weight, bias))
     return found, penalty
 
@@ -138,7 +143,7 @@ def test_what_the_read_out_clips_is_fitted_as_before_a_neuron(kind):
 
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_each_iteration_is_a_least_squares_fit(kind, residual):
+def test_each_iteration_is_a_least_squares_fit_and_lowers_the_loss(kind, residual):
     module, *values = make(kind, residual)
     old, bias = module.weight.detach().clone(), module.bias
     references = []
