@@ -16,6 +16,8 @@ __all__ = ["round_layer"]
 _DAMPING = 0.01  # of the mean diagonal, for inputs that hardly vary
 _LEAST_SCALE = 0.2  # of the one that clips nothing
 _SCALES = 41  # that are tried
+_FEW = 6  # bits, up to which scales are tried
+_AROUND = (0.6, 0.7, 0.8, 0.87, 0.93, 1.0, 1.07, 1.15, 1.25, 1.4)  # times the scale
 _BLOCK = 128  # inputs whose corrections reach the others at once
 
 
@@ -32,9 +34,12 @@ def round_layer(layer: Layer, bits: int) -> None:
 
     with the mean spike input ȳ of the calibrated prefix; the bias comes last. The scale s of an output
     is, of fractions of the one that clips nothing, that with the least
-    :math:`\sum_i H_{ii} (w_i - s q_i)^2`: for few bits it pays to clip the largest weights. The largest
-    of an output stays the largest integer, so that s can be read off them. Layers whose inputs have no
-    Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are rounded to the nearest.
+    :math:`\sum_i H_{ii} (w_i - s q_i)^2`: for few bits it pays to clip the largest weights. Of few bits,
+    scales around it are tried, and the one is taken that leaves the least
+    :math:`(w - s q)^\top H (w - s q)` after all is rounded; s is then fitted to its integers (our own
+    addition). The largest weight of an output stays the largest integer, so that s can be read off them.
+    Layers whose inputs have no Gram matrix (see :func:`~sj_burst.conversion.ridge.refit_weights`) are
+    rounded to the nearest.
 
     Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
     transformers", ICLR 2023, after Hassibi & Stork, 1993.
@@ -58,11 +63,11 @@ def round_layer(layer: Layer, bits: int) -> None:
     for w, s, h in zip(weight, scale, gram, strict=True):
         most = 2 ** (bits - 1) - 1
         s = _clipped(w, s, h.diagonal()[:-1], most)
-        found = _round_group(w, s, h, most)
+        found = _search(w, s, h, most) if bits <= _FEW else _round_group(w, s, h, most)
         if found is None:  # inputs that are next to nothing
             round_weights(module, bits, layer.unit)
             return
-        q, b = found
+        q, s, b = found
         rounded.append(q * s.unsqueeze(1))
         bias.append(b)
     new = torch.stack(rounded) / unit.unsqueeze(1)
@@ -81,8 +86,38 @@ def _clipped(weight: Tensor, scale: Tensor, energy: Tensor, most: int) -> Tensor
     return best
 
 
-def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
-    """Integers ``[outputs, inputs]``, and what the bias has to make up for ``[outputs]``.
+def _search(
+    weight: Tensor, scale: Tensor, gram: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As :func:`_round_group`, with the scale around the given one that leaves the least error."""
+    tried = (
+        torch.tensor(_AROUND, dtype=scale.dtype, device=scale.device).unsqueeze(1) * scale
+    ).flatten()
+    found = _round_group(weight.repeat(len(_AROUND), 1), tried, gram, most)
+    if found is None:
+        return None
+    inputs, samples = gram[:-1, :-1], gram[-1, -1]
+    mean = gram[-1, :-1] / samples
+    centred = inputs - samples * mean.outer(mean)  # what the bias leaves
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return ((a @ centred) * b).sum(-1)
+
+    q = found[0].unflatten(0, (len(_AROUND), -1))
+    fitted = product(q, weight) / product(q, q).clamp_min(1e-30)
+    tried = tried.view_as(fitted)
+    fitted = torch.where(fitted > 0, fitted, tried)
+    error = weight - q * fitted.unsqueeze(-1)
+    best = product(error, error).argmin(0)
+    outputs = torch.arange(len(weight), device=best.device)
+    q, scale = q[best, outputs], fitted[best, outputs]
+    return q, scale, (weight - q * scale.unsqueeze(1)) @ mean
+
+
+def _round_group(
+    weight: Tensor, scale: Tensor, gram: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Integers ``[outputs, inputs]``, their scale, and what the bias has to make up for ``[outputs]``.
 
     ``None`` if the matrix has no factor.
 
@@ -118,7 +153,7 @@ def _round_group(weight: Tensor, scale: Tensor, gram: Tensor, most: int) -> tupl
             errors[:, i - start] = (left[:, i] - q[:, i] * scale) / factor[i, i]
             left[:, i:stop] -= errors[:, i - start, None] * factor[i, i:stop]
         left[:, stop:] -= errors @ factor[start:stop, stop:]
-    return q[:, :-1][:, order[:-1].argsort()], left[:, -1]
+    return q[:, :-1][:, order[:-1].argsort()], scale, left[:, -1]
 
 
 def _columns(module: Any, unit: Tensor | None, groups: int) -> Tensor:

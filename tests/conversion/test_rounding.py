@@ -34,13 +34,11 @@ def loss_by_scale(weight, scale, energy, most):
     return sum(e * (w - scale * max(-most, min(most, round(w / scale)))) ** 2 for w, e in pairs)
 
 
-def slow(weight, x, bits):
+def one_by_one(weight, x, scale, most):
     """Round one weight after the other; the rest is fitted anew to the outputs every time."""
-    most = 2 ** (bits - 1) - 1
     u = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     h = u.T @ u
     energy = h.diagonal()[:-1]
-    scale = min(clipping_scales(weight, most), key=lambda s: loss_by_scale(weight, s, energy, most))
     h = h + 0.01 * energy.mean() * torch.eye(len(h))
     original = torch.cat([weight, torch.zeros(1)]).double()
     current, done = original.clone(), []
@@ -57,8 +55,25 @@ def slow(weight, x, bits):
     return current
 
 
+def slow(weight, x, bits):
+    """Of few bits, the best of ten scales, each fitted to its integers; by samples, without a matrix."""
+    most = 2 ** (bits - 1) - 1
+    energy = x.double().square().sum(0)
+    scale = min(clipping_scales(weight, most), key=lambda s: loss_by_scale(weight, s, energy, most))
+    if bits > 6:
+        return one_by_one(weight, x, scale, most)
+    found = {}
+    for factor in (0.6, 0.7, 0.8, 0.87, 0.93, 1.0, 1.07, 1.15, 1.25, 1.4):
+        levels = (one_by_one(weight, x, factor * scale, most)[:-1] / (factor * scale)).round()
+        wanted = x.double() @ weight.double()
+        sums = torch.stack([x.double() @ levels, torch.ones(len(x)).double()], 1)
+        fitted = torch.linalg.lstsq(sums, wanted.unsqueeze(1)).solution.squeeze(1)
+        found[(sums @ fitted - wanted).norm().item()] = torch.cat([levels * fitted[0], fitted[1:]])
+    return found[min(found)]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("bits", [2, 3, 5])
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_it_is_least_squares_one_after_the_other(bits):
     torch.manual_seed(bits)
     x = torch.randn(60, 7) @ torch.randn(7, 7) + 1
