@@ -1,7 +1,7 @@
 """Weights rounded one input after the other, each making up for the errors of those before it."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ _LEAST_SCALE = 0.2  # of the one that clips nothing
 _SCALES = 41  # that are tried
 _FEW = 6  # bits, up to which scales are tried
 _AROUND = (0.6, 0.7, 0.8, 0.87, 0.93, 1.0, 1.07, 1.15, 1.25, 1.4)  # times the scale
+_AT_ONCE = 2**23  # weights with all their scales
 _BLOCK = 128  # inputs whose corrections reach the others at once
 
 
@@ -63,11 +64,11 @@ def round_layer(layer: Layer, bits: int) -> None:
     for w, s, h in zip(weight, scale, gram, strict=True):
         most = 2 ** (bits - 1) - 1
         s = _clipped(w, s, h.diagonal()[:-1], most)
-        found = _search(w, s, h, most) if bits <= _FEW else _round_group(w, s, h, most)
-        if found is None:  # inputs that are next to nothing
+        left = _Left.of(h)
+        if left is None:  # inputs that are next to nothing
             round_weights(module, bits, layer.unit)
             return
-        q, s, b = found
+        q, s, b = _search(w, s, h, left, most) if bits <= _FEW else _round(w, s, left, most)
         rounded.append(q * s.unsqueeze(1))
         bias.append(b)
     new = torch.stack(rounded) / unit.unsqueeze(1)
@@ -86,74 +87,76 @@ def _clipped(weight: Tensor, scale: Tensor, energy: Tensor, most: int) -> Tensor
     return best
 
 
+class _Left(NamedTuple):
+    """What is left of the inverse of H after the inputs that are rounded before others."""
+
+    order: Tensor  # of the inputs, and the bias last
+    factor: Tensor  # whose rows that is
+
+    @classmethod
+    def of(cls, gram: Tensor) -> "_Left | None":
+        """For H of counts and a one ``[inputs + 1, inputs + 1]``; ``None`` if it has no factor."""
+        energy = gram.diagonal()[:-1]
+        order = torch.cat([energy.argsort(descending=True), energy.new_tensor([len(energy)]).long()])
+        h = gram[order][:, order]
+        damping = _DAMPING * energy.mean().clamp_min(1e-30)
+        h = h + torch.diag(torch.full_like(h.diagonal(), float(damping)))
+        lower = cholesky(h)
+        lower = None if lower is None else cholesky(torch.cholesky_inverse(lower))
+        return None if lower is None else cls(order, lower.mT)
+
+
 def _search(
-    weight: Tensor, scale: Tensor, gram: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As :func:`_round_group`, with the scale around the given one that leaves the least error."""
-    tried = (
-        torch.tensor(_AROUND, dtype=scale.dtype, device=scale.device).unsqueeze(1) * scale
-    ).flatten()
-    found = _round_group(weight.repeat(len(_AROUND), 1), tried, gram, most)
-    if found is None:
-        return None
-    inputs, samples = gram[:-1, :-1], gram[-1, -1]
+    weight: Tensor, scale: Tensor, gram: Tensor, left: _Left, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_round`, with the scale around the given one that leaves the least error."""
+    samples = gram[-1, -1]
     mean = gram[-1, :-1] / samples
-    centred = inputs - samples * mean.outer(mean)  # what the bias leaves
+    centred = gram[:-1, :-1] - samples * mean.outer(mean)  # what the bias leaves
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         return ((a @ centred) * b).sum(-1)
 
-    q = found[0].unflatten(0, (len(_AROUND), -1))
-    fitted = product(q, weight) / product(q, q).clamp_min(1e-30)
-    tried = tried.view_as(fitted)
-    fitted = torch.where(fitted > 0, fitted, tried)
-    error = weight - q * fitted.unsqueeze(-1)
-    best = product(error, error).argmin(0)
-    outputs = torch.arange(len(weight), device=best.device)
-    q, scale = q[best, outputs], fitted[best, outputs]
-    return q, scale, (weight - q * scale.unsqueeze(1)) @ mean
+    found = []
+    around = torch.tensor(_AROUND, dtype=scale.dtype, device=scale.device).unsqueeze(1)
+    at_once = max(1, _AT_ONCE // (len(around) * weight.shape[1]))
+    for w, s in zip(weight.split(at_once), scale.split(at_once), strict=True):
+        tried = around * s
+        q = _round(w.repeat(len(around), 1), tried.flatten(), left, most)[0].unflatten(0, tried.shape)
+        fitted = product(q, w) / product(q, q).clamp_min(1e-30)
+        fitted = torch.where(fitted > 0, fitted, tried)
+        error = w - q * fitted.unsqueeze(-1)
+        best = product(error, error).argmin(0), torch.arange(len(w), device=w.device)
+        found.append((q[best], fitted[best], error[best] @ mean))
+    q, scale, bias = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return q, scale, bias
 
 
-def _round_group(
-    weight: Tensor, scale: Tensor, gram: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _round(weight: Tensor, scale: Tensor, left: _Left, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Integers ``[outputs, inputs]``, their scale, and what the bias has to make up for ``[outputs]``.
-
-    ``None`` if the matrix has no factor.
 
     Args:
         weight: in units of counts ``[outputs, inputs]``.
         scale: s ``[outputs]``.
-        gram: H of counts and a one for the bias ``[inputs + 1, inputs + 1]``.
+        left: of H.
         most: the largest integer.
     """
-    inputs = weight.shape[1]
-    energy = gram.diagonal()[:-1]
-    order = torch.cat([energy.argsort(descending=True), energy.new_tensor([inputs]).long()])
-    h = gram[order][:, order]
-    damping = _DAMPING * energy.mean().clamp_min(1e-30)
-    h = h + torch.diag(torch.full_like(h.diagonal(), float(damping)))
-    # Rows of this factor are what is left of the inverse after the inputs before them.
-    lower = cholesky(h)
-    lower = None if lower is None else cholesky(torch.cholesky_inverse(lower))
-    if lower is None:
-        return None
-    factor = lower.mT
+    (order, factor), inputs = left, weight.shape[1]
     largest = weight.abs().argmax(1)
-    left = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)[:, order]
+    rest = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)[:, order]
     anchored = order == largest.unsqueeze(1)
     sign = weight.gather(1, largest.unsqueeze(1)).squeeze(1).sign()
-    q = torch.zeros_like(left)
+    q = torch.zeros_like(rest)
     for start in range(0, inputs, _BLOCK):
         stop = min(start + _BLOCK, inputs)
-        errors = left.new_empty(len(left), stop - start)
+        errors = rest.new_empty(len(rest), stop - start)
         for i in range(start, stop):
-            level = (left[:, i] / scale).round().clamp(-most, most)
+            level = (rest[:, i] / scale).round().clamp(-most, most)
             q[:, i] = torch.where(anchored[:, i], sign * most, level)
-            errors[:, i - start] = (left[:, i] - q[:, i] * scale) / factor[i, i]
-            left[:, i:stop] -= errors[:, i - start, None] * factor[i, i:stop]
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    return q[:, :-1][:, order[:-1].argsort()], scale, left[:, -1]
+            errors[:, i - start] = (rest[:, i] - q[:, i] * scale) / factor[i, i]
+            rest[:, i:stop] -= errors[:, i - start, None] * factor[i, i:stop]
+        rest[:, stop:] -= errors @ factor[start:stop, stop:]
+    return q[:, :-1][:, order[:-1].argsort()], scale, rest[:, -1]
 
 
 def _columns(module: Any, unit: Tensor | None, groups: int) -> Tensor:
