@@ -24,7 +24,7 @@ _MEMORY_FILES = (  # limit and use of a control group, versions 2 and 1
 _UNKNOWN = 4 * 2**30  # where the system does not tell
 # What waits has memory of its own: among short-lived tensors it would leave holes in the heap. It is
 # used again: new memory the system gives page by page, which is slow.
-_ARENA = 2**30
+_ARENA = 2**26  # bytes of the first; each of the next as many as all before
 _ALIGNED = 64
 _FILE = 2**29  # bytes after which the next file begins: one gives its room back when all of it is freed
 
@@ -158,10 +158,10 @@ class Spill:
             start = arena.take(size)
             if start is not None:
                 return arena, start
-        left = self.budget - sum(len(arena.memory) for arena in self._arenas)
-        if size > left:
+        taken = sum(len(arena.memory) for arena in self._arenas)
+        if size > self.budget - taken:
             return None
-        self._arenas.append(_Arena(min(left, max(size, _ARENA))))
+        self._arenas.append(_Arena(min(self.budget - taken, max(size, taken, _ARENA))))
         return self._place(size)
 
     def _file(self) -> "_File":
