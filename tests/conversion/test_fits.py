@@ -161,6 +161,19 @@ def threshold_case():
     return currents, [gains * means[0].relu(), gains * means[1].relu(), 2.5 * means[2].relu()]
 
 
+@pytest.mark.parametrize("on_all", [True, False])
+def test_the_bias_is_sought_on_the_first_images_and_set_by_all(on_all):
+    currents, targets = threshold_case()
+    theta, v0 = [0.5, 0.3, 0.8], [0.25, 0.0, 0.4]
+    neuron = BurstIFNode(torch.tensor(theta).double(), GAMMA, torch.tensor(v0).double())
+    theta, v0 = neuron.threshold.tolist(), neuron.v_init.tolist()
+    expected = np.zeros(3)
+    for batches in (2, 2, 3 if on_all else 2):  # 64 images tell
+        expected += mean_errors(currents[:batches], targets[:batches], theta, v0, expected, signed=False)
+    correct_bias(layer_of(neuron, currents, targets), on_all=on_all)
+    assert neuron.shift.numpy() == pytest.approx(expected, abs=1e-12)
+
+
 def test_refit_threshold_takes_the_best_factor_of_every_channel():
     currents, targets = threshold_case()
     theta, v0 = [0.8, 0.5, 0.6], [0.7, -0.4, 0.9]
