@@ -182,20 +182,20 @@ class _Arena:
     """Memory of which pieces are taken and given back."""
 
     def __init__(self, size: int) -> None:
-        self.memory = torch.empty(size, dtype=torch.uint8)
-        self._free = [(0, size)]  # from where to where
+        self.memory = torch.empty(_aligned(size), dtype=torch.uint8)
+        self._free = [(0, len(self.memory))]  # from where to where
 
     def take(self, size: int) -> int | None:
         """Where the first piece of that size begins; ``None`` if there is none."""
         for i, (start, stop) in enumerate(self._free):
             if size <= stop - start:
-                self._free[i] = min(start + _aligned(size), stop), stop
+                self._free[i] = start + _aligned(size), stop
                 return start
         return None
 
     def give(self, start: int, size: int) -> None:
         """A piece that was taken is free again, together with what is free on either side."""
-        free = sorted([*self._free, (start, min(start + _aligned(size), len(self.memory)))])
+        free = sorted([*self._free, (start, start + _aligned(size))])
         self._free = free[:1]
         for begin, end in free[1:]:
             first, last = self._free[-1]

@@ -88,14 +88,14 @@ def test_files_give_their_room_back_one_by_one(files, monkeypatch):
 
 def test_memory_is_used_again(monkeypatch):
     """At no time is there more of it than the budget, nor do two tensors lie in one place."""
-    monkeypatch.setattr(spill, "_ARENA", 1000)
+    monkeypatch.setattr(spill, "_ARENA", 1024)
     numbers = torch.Generator().manual_seed(0)
-    with Spill(4000) as kept:
+    with Spill(4096) as kept:
         held, places = [], set()
         for i in range(500):
             size = int(torch.randint(0, 120, (), generator=numbers))
             held.append((kept.keep(torch.full((size,), float(i))), torch.full((size,), float(i))))
-            assert kept.in_memory <= sum(len(arena.memory) for arena in kept._arenas) <= 4000
+            assert kept.in_memory <= sum(len(arena.memory) for arena in kept._arenas) <= 4096
             if len(held) > 12:
                 held.pop(int(torch.randint(0, 12, (), generator=numbers)))[0].free()
             assert all(torch.equal(handle.get(), tensor) for handle, tensor in held)
@@ -106,7 +106,14 @@ def test_memory_is_used_again(monkeypatch):
             handle.free()
         assert (kept.in_memory, kept.on_disk) == (0, 0)
         free = [arena._free for arena in kept._arenas]
-        assert free == [[(0, 1000)], [(0, 1000)], [(0, 2000)]]  # in one piece again
+        assert free == [[(0, 1024)], [(0, 1024)], [(0, 2048)]]  # in one piece again
+
+
+def test_a_budget_of_any_size_is_filled():
+    """What is empty, too, lies where its type may begin."""
+    with Spill(4) as kept:
+        handles = [kept.keep(torch.ones(1)), kept.keep(torch.ones(0).double())]
+        assert [handle.get().numel() for handle in handles] == [1, 0]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
